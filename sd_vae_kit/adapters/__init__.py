@@ -1,0 +1,1 @@
+"""One `Host` per program."""

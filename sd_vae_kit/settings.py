@@ -1,0 +1,335 @@
+"""Everything a user can set, as data: one frozen dataclass per feature, a sentence per setting.
+
+User interface, command line, hosts' option pages, API arguments and infotext are made from these fields; nothing about a
+setting is written down twice.  `SettingsStore` keeps the values of the stand-alone app on disk; a host keeps its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from sd_vae_kit.errors import SettingError
+
+Value = bool | int | float | str
+Control = Literal["checkbox", "slider", "number", "choice", "text", "vae"]
+
+AUTOMATIC = "Automatic"
+NONE = "None"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known about one setting.
+
+    Attributes:
+        label: Short name shown beside the control.
+        help: One sentence: what it does and when to change it.
+        control: How it is shown; "vae" is a dropdown over the library's names, Automatic and None.
+        choices: Allowed values of a "choice".
+        minimum, maximum, step: Limits of a number, inclusive.
+        unit: Unit of a number, such as "px".
+        infotext: Key written into a picture's parameters when the value matters for the picture.
+        key: Name in hosts' option files and in the settings file; default `vae_kit_<section>_<field>`.
+        section, name, default: Filled in from the dataclass.
+    """
+
+    label: str
+    help: str
+    control: Control
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    step: float | None = None
+    unit: str = ""
+    infotext: str = ""
+    key: str = ""
+    section: str = ""
+    name: str = ""
+    default: Value = ""
+
+    def check(self, value: object) -> Value:
+        """The value in this setting's own type.
+
+        Raises:
+            SettingError: Wrong type, outside the limits or not among the choices.
+        """
+        if self.control == "checkbox":
+            return self._checked_bool(value)
+        if isinstance(self.default, int | float):
+            return self._checked_number(value)
+        if not isinstance(value, str):
+            raise SettingError(f'"{self.label}" needs text, not {value!r}.')
+        if self.choices and value not in self.choices:
+            raise SettingError(f'"{self.label}" cannot be {value!r}; choose one of {", ".join(self.choices)}.')
+        return value
+
+    def _checked_bool(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise SettingError(f'"{self.label}" is on or off, not {value!r}.')
+        return value
+
+    def _checked_number(self, value: object) -> int | float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise SettingError(f'"{self.label}" needs a number, not {value!r}.')
+        low, high = self.minimum, self.maximum
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise SettingError(f'"{self.label}" is {value:g}; it must lie between {low:g} and {high:g}.')
+        if isinstance(self.default, int):
+            if value != int(value):
+                raise SettingError(f'"{self.label}" needs a whole number, not {value:g}.')
+            return int(value)
+        return float(value)
+
+
+T = TypeVar("T")
+
+
+def setting(default: T, spec: Spec) -> T:
+    """A dataclass field with its `Spec` attached."""
+    return field(default=default, metadata={"spec": spec})
+
+
+@dataclass(frozen=True)
+class VaeSettings:
+    """Which VAE is used and how many are kept ready."""
+
+    sd_vae: str = setting(
+        AUTOMATIC,
+        Spec(
+            "SD VAE",
+            "The VAE that turns latents into pictures and back. Automatic follows the rules, None is the checkpoint's own.",
+            "vae",
+            infotext="VAE",
+            key="sd_vae",
+        ),
+    )
+    overrides_per_model: bool = setting(
+        True,
+        Spec(
+            "A chosen VAE beats per-checkpoint preferences",
+            "On: the dropdown wins unless it says Automatic. Off: a checkpoint's preferred VAE or a file beside it wins.",
+            "checkbox",
+            key="sd_vae_overrides_per_model_preferences",
+        ),
+    )
+    cache: int = setting(
+        2,
+        Spec(
+            "VAEs kept in RAM",
+            "How many recently used VAEs stay in memory, so that choosing one again takes milliseconds. 0 reads the file each time.",
+            "slider",
+            minimum=0,
+            maximum=10,
+            step=1,
+            key="sd_vae_checkpoint_cache",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class PreviewSettings:
+    """Pictures shown while sampling."""
+
+    method: str = setting(
+        "tiny",
+        Spec(
+            "Live preview",
+            "tiny decodes with a small TAESD-style network, linear mixes latent channels into colours (cheapest), off shows none.",
+            "choice",
+            choices=("tiny", "linear", "off"),
+        ),
+    )
+    every_steps: int = setting(
+        1,
+        Spec(
+            "Preview every N steps",
+            "A picture every so many sampling steps; raise it if previews slow the job down.",
+            "slider",
+            minimum=1,
+            maximum=20,
+            step=1,
+        ),
+    )
+    max_side: int = setting(
+        512,
+        Spec(
+            "Largest preview side",
+            "Bigger pictures are shrunk for the preview only; the result is not touched.",
+            "slider",
+            minimum=128,
+            maximum=2048,
+            step=64,
+            unit="px",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class SavingSettings:
+    """What is written to disk after a job."""
+
+    save_images: bool = setting(
+        True,
+        Spec("Save every picture", "Write each finished picture into the output folder.", "checkbox"),
+    )
+    write_infotext: bool = setting(
+        True,
+        Spec(
+            "Write generation parameters into pictures",
+            "Prompt, seed, VAE name and VAE hash go into the PNG, so that the picture can be made again by pasting it.",
+            "checkbox",
+        ),
+    )
+    folder: str = setting(
+        "outputs",
+        Spec("Output folder", "Where pictures are saved; a relative path starts at the data folder.", "text"),
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All sections; the field's name is the section's name, the class's docstring its explanation."""
+
+    vae: VaeSettings = VaeSettings()
+    preview: PreviewSettings = PreviewSettings()
+    saving: SavingSettings = SavingSettings()
+
+
+SECTION_TITLES = {"vae": "VAE", "preview": "Live preview", "saving": "Saving pictures"}
+
+
+def specs() -> Iterator[Spec]:
+    """Every setting in the order shown to users."""
+    defaults = Settings()
+    for section in fields(defaults):
+        group = getattr(defaults, section.name)
+        for item in fields(group):
+            spec: Spec = item.metadata["spec"]
+            key = spec.key or f"vae_kit_{section.name}_{item.name}"
+            default: Value = getattr(group, item.name)
+            yield dataclasses.replace(spec, key=key, section=section.name, name=item.name, default=default)
+
+
+def spec_of(key: str) -> Spec:
+    """The setting with that key.
+
+    Raises:
+        SettingError: No such setting.
+    """
+    for spec in specs():
+        if spec.key == key:
+            return spec
+    raise SettingError(f"There is no setting {key!r}; the keys are {', '.join(s.key for s in specs())}.")
+
+
+def to_values(settings: Settings) -> dict[str, Value]:
+    """Settings as key -> value."""
+    return {s.key: getattr(getattr(settings, s.section), s.name) for s in specs()}
+
+
+def with_values(settings: Settings, values: Mapping[str, object]) -> Settings:
+    """A copy with some values changed; nothing is changed if one of them is wrong.
+
+    Raises:
+        SettingError: An unknown key or a value that does not fit.
+    """
+    for key, value in values.items():
+        spec = spec_of(key)
+        section = dataclasses.replace(getattr(settings, spec.section), **{spec.name: spec.check(value)})
+        settings = dataclasses.replace(settings, **{spec.section: section})
+    return settings
+
+
+class SettingsStore:
+    """Values in one JSON file, replaced atomically; safe to use from several threads.
+
+    A file that cannot be read is kept beside the new one as `*.broken`, and `warnings` says so.  Keys this version does
+    not know are kept, values that no longer fit fall back to the default with a warning.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.warnings: list[str] = []
+        self._lock = threading.RLock()
+        self._listeners: list[Callable[[Settings], None]] = []
+        self._unknown: dict[str, object] = {}
+        self._settings = self._load()
+
+    @property
+    def settings(self) -> Settings:
+        """The values now."""
+        return self._settings
+
+    def subscribe(self, listener: Callable[[Settings], None]) -> None:
+        """Call `listener` after every change that was saved."""
+        self._listeners.append(listener)
+
+    def update(self, values: Mapping[str, object]) -> Settings:
+        """Check, save and apply changes; on any error neither file nor values change.
+
+        Raises:
+            SettingError: A value does not fit, or the file cannot be written.
+        """
+        with self._lock:
+            settings = with_values(self._settings, values)
+            self._write(settings)
+            self._settings = settings
+        for listener in self._listeners:
+            listener(settings)
+        return settings
+
+    def _load(self) -> Settings:
+        try:
+            stored = json.loads(self.path.read_text("utf-8"))
+            if not isinstance(stored, dict):
+                raise ValueError("not a JSON object")
+        except FileNotFoundError:
+            return Settings()
+        except (OSError, ValueError) as error:
+            return self._set_aside(error)
+        settings, known = Settings(), {spec.key for spec in specs()}
+        for key, value in stored.items():
+            if key not in known:
+                self._unknown[key] = value
+                continue
+            try:
+                settings = with_values(settings, {key: value})
+            except SettingError as error:
+                self.warnings.append(f"{self.path.name}: {error} The default is used.")
+        return settings
+
+    def _set_aside(self, error: Exception) -> Settings:
+        kept = self.path.with_name(self.path.name + ".broken")
+        try:
+            os.replace(self.path, kept)
+        except OSError:
+            kept = self.path
+        self.warnings.append(
+            f"{self.path} could not be read ({error}); defaults are used, the old file is {kept.name}."
+        )
+        return Settings()
+
+    def _write(self, settings: Settings) -> None:
+        text = json.dumps({**self._unknown, **to_values(settings)}, indent=2, ensure_ascii=False)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".part")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(text + "\n")
+                os.replace(temporary, self.path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise SettingError(
+                f"Settings were not saved to {self.path}: {error}. Check the folder's permissions."
+            ) from error
