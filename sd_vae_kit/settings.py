@@ -1,7 +1,7 @@
 """Everything a user can set, as data: one frozen dataclass per feature, a sentence per setting.
 
-User interface, command line, hosts' option pages, API arguments and infotext are made from these fields; nothing about a
-setting is written down twice.  `SettingsStore` keeps the values of the stand-alone app on disk; a host keeps its own.
+User interface, command line, hosts' option pages, API arguments and infotext are made from these fields; nothing
+about a setting is written down twice.  `SettingsStore` keeps the values of the stand-alone app on disk; a host keeps its own.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class VaeSettings:
         AUTOMATIC,
         Spec(
             "SD VAE",
-            "The VAE that turns latents into pictures and back. Automatic follows the rules, None is the checkpoint's own.",
+            "Turns latents into pictures and back. Automatic follows the rules, None is the checkpoint's own.",
             "vae",
             infotext="VAE",
             key="sd_vae",
@@ -115,7 +115,7 @@ class VaeSettings:
         True,
         Spec(
             "A chosen VAE beats per-checkpoint preferences",
-            "On: the dropdown wins unless it says Automatic. Off: a checkpoint's preferred VAE or a file beside it wins.",
+            "On: the dropdown wins unless it says Automatic. Off: a checkpoint's preferred VAE or one beside it wins.",
             "checkbox",
             key="sd_vae_overrides_per_model_preferences",
         ),
@@ -124,7 +124,7 @@ class VaeSettings:
         2,
         Spec(
             "VAEs kept in RAM",
-            "How many recently used VAEs stay in memory, so that choosing one again takes milliseconds. 0 reads the file each time.",
+            "How many recently used VAEs stay in memory; choosing one again then takes milliseconds. 0 reads the file.",
             "slider",
             minimum=0,
             maximum=10,
@@ -142,7 +142,7 @@ class PreviewSettings:
         "tiny",
         Spec(
             "Live preview",
-            "tiny decodes with a small TAESD-style network, linear mixes latent channels into colours (cheapest), off shows none.",
+            "tiny decodes with a small TAESD-style network, linear mixes latent channels into colours, off shows none.",
             "choice",
             choices=("tiny", "linear", "off"),
         ),
@@ -309,7 +309,7 @@ class SettingsStore:
     def _set_aside(self, error: Exception) -> Settings:
         kept = self.path.with_name(self.path.name + ".broken")
         try:
-            os.replace(self.path, kept)
+            self.path.replace(kept)
         except OSError:
             kept = self.path
         self.warnings.append(
@@ -325,7 +325,7 @@ class SettingsStore:
             try:
                 with os.fdopen(handle, "w", encoding="utf-8") as file:
                     file.write(text + "\n")
-                os.replace(temporary, self.path)
+                Path(temporary).replace(self.path)
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
