@@ -1,7 +1,7 @@
 """Everything a user can set, as data: one frozen dataclass per feature, a sentence per setting.
 
 User interface, command line, hosts' option pages, API arguments and infotext are made from these fields; nothing
-about a setting is written down twice.  `SettingsStore` keeps the values of the stand-alone app on disk; a host keeps its own.
+about a setting is written down twice.  `SettingsStore` keeps the stand-alone app's values on disk; a host keeps its own.
 """
 
 from __future__ import annotations
