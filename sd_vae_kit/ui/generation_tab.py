@@ -1,0 +1,201 @@
+"""txt2img and img2img: a form on the left, what came of it on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import gradio as gr
+
+from sd_vae_kit.features.job import Img2Img, Snapshot, Txt2Img
+from sd_vae_kit.ui import element_ids, gradio_compat, markup, top_bar
+from sd_vae_kit.ui.element_ids import element_id
+from sd_vae_kit.ui.generation_form import Form, build_controls, build_prompts
+from sd_vae_kit.ui.program import Message, Program
+from sd_vae_kit.ui.top_bar import TopBarView
+
+KINDS: dict[str, type[Txt2Img]] = {element_ids.TXT2IMG: Txt2Img, element_ids.IMG2IMG: Img2Img}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Widgets that show what came of a job; `outputs` is the order in which `view` fills them."""
+
+    live: gr.HTML
+    gallery: gr.Gallery
+    outcome: gr.HTML
+    infotext: gr.Textbox
+    download: gr.components.Component
+    chosen: gr.State
+
+    @property
+    def outputs(self) -> list[object]:
+        return [self.live, self.gallery, self.outcome, self.infotext, self.download, self.chosen]
+
+
+@dataclass(frozen=True)
+class GenerationTab:
+    """One tab's parts, for what connects tabs with each other."""
+
+    form: Form
+    results: Results
+    generate: gr.Button
+    interrupt: gr.Button
+    send: gr.Button | None
+
+    @property
+    def outputs(self) -> list[object]:
+        """What `follow` fills."""
+        return [*self.results.outputs, self.interrupt]
+
+
+def build_generation_tab(program: Program, bar: TopBarView, tab: str) -> GenerationTab:
+    """Lay out one tab and connect it."""
+    form = Form(tab, KINDS[tab])
+    with gr.Row(elem_classes=["vk-prompts"]):
+        with gr.Column(scale=6):
+            build_prompts(form)
+        with gr.Column(scale=2, min_width=180, elem_classes=["vk-actions"]):
+            generate = gr.Button("Generate", variant="primary", elem_id=element_id(tab, "generate"))
+            interrupt = gr.Button("Interrupt", elem_id=element_id(tab, "interrupt"), interactive=False)
+    with gr.Row(elem_classes=["vk-columns"]):
+        with gr.Column(scale=1, min_width=320):
+            build_controls(form)
+            _build_paste(program, bar, form)
+        with gr.Column(scale=1, min_width=320):
+            results, send = _build_results(tab)
+    parts = GenerationTab(form, results, generate, interrupt, send)
+    _connect(program, bar, parts)
+    return parts
+
+
+def follow(program: Program, tab: str) -> Iterator[list[object]]:
+    """Updates for `GenerationTab.outputs` until the tab's job has ended."""
+    for snapshot in program.watch(tab):
+        yield view(snapshot)
+
+
+def view(snapshot: Snapshot) -> list[object]:
+    """Updates for `GenerationTab.outputs`."""
+    update = gradio_compat.update
+    if snapshot.is_running:
+        running = [update(visible=False), "", update(), update(interactive=False), 0, update(interactive=True)]
+        return [markup.live_view(snapshot), *running]
+    paths = [str(picture.path) for picture in snapshot.pictures]
+    first = snapshot.pictures[0].infotext if paths else ""
+    return [
+        "",
+        update(value=paths, visible=True, selected_index=0) if paths else update(visible=True),
+        markup.outcome_line(snapshot),
+        first if paths else update(),
+        update(value=paths[0], interactive=True) if paths else update(),
+        0,
+        update(interactive=False),
+    ]
+
+
+def _build_results(tab: str) -> tuple[Results, gr.Button | None]:
+    live = gradio_compat.html("", element_id(tab, "live"))
+    gallery = gradio_compat.picture_gallery("Pictures", element_id(tab, "gallery"), height=460)
+    outcome = gradio_compat.html("", element_id(tab, "outcome"))
+    send = None
+    with gr.Row(elem_classes=["vk-buttons"]):
+        download = gradio_compat.download_button("Download PNG", element_id(tab, "download"))
+        if tab == element_ids.TXT2IMG:
+            send = gr.Button("Send to img2img", elem_id=element_id(tab, "send"), size="sm")
+    infotext = gradio_compat.text_with_copy(
+        "Parameters", element_id(tab, "infotext"), lines=3, placeholder="How the picture was made, once there is one."
+    )
+    return Results(live, gallery, outcome, infotext, download, gr.State(0)), send
+
+
+def _connect(program: Program, bar: TopBarView, parts: GenerationTab) -> None:
+    tab, form = parts.form.tab, parts.form
+
+    def run(*values: object) -> Iterator[list[object]]:
+        failure = top_bar.failure_of(lambda: program.start(tab, form.job(values)))
+        untouched = [gradio_compat.update() for _ in parts.outputs]
+        if failure:
+            yield [*untouched, markup.status_lines([failure])]
+            return
+        yield [*untouched, ""]
+        for updates in follow(program, tab):
+            yield [*updates, gradio_compat.update()]
+        yield [*untouched, markup.status_lines(program.take_messages())]
+
+    def choose(event: gr.SelectData) -> list[object]:
+        index = gradio_compat.selected_index(event)
+        picture = program.snapshot(tab).pictures[index]
+        return [index, picture.infotext, gradio_compat.update(value=str(picture.path))]
+
+    def last_seed(index: int) -> object:
+        pictures = program.snapshot(tab).pictures
+        return pictures[min(index, len(pictures) - 1)].seed if pictures else gradio_compat.update()
+
+    results = parts.results
+    gradio_compat.listen(parts.generate, "click", run, form.inputs, [*parts.outputs, bar.status])
+    gradio_compat.listen(parts.interrupt, "click", program.interrupt)
+    gradio_compat.listen(results.gallery, "select", choose, (), [results.chosen, results.infotext, results.download])
+    assert form.reuse_seed is not None
+    gradio_compat.listen(form.reuse_seed, "click", last_seed, [results.chosen], [form.widgets["seed"]])
+    if "picture" in form.widgets:
+        _take_size_from_picture(program, bar, form)
+
+
+def _take_size_from_picture(program: Program, bar: TopBarView, form: Form) -> None:
+    """A dropped picture sets width and height; one that cannot be read says so and leaves the field."""
+
+    def take(value: object) -> list[object]:
+        path = gradio_compat.path_of(value)
+        sizes: list[tuple[int, int]] = []
+        failure = top_bar.failure_of(lambda: sizes.append(program.picture_size(path))) if path else None
+        if failure:
+            return [None, gradio_compat.update(), gradio_compat.update(), markup.status_lines([failure])]
+        height, width = sizes[0] if sizes else (gradio_compat.update(), gradio_compat.update())
+        return [value, width, height, ""]
+
+    picture = form.widgets["picture"]
+    outputs = [picture, form.widgets["width"], form.widgets["height"], bar.status]
+    gradio_compat.listen(picture, "upload", take, [picture], outputs)
+
+
+def _build_paste(program: Program, bar: TopBarView, form: Form) -> None:
+    """Restore a form from a picture's parameters or from their text."""
+    tab = form.tab
+    with gr.Accordion("Paste: restore from a picture or its parameters", open=False, elem_id=element_id(tab, "paste")):
+        with gr.Row():
+            text = gr.Textbox(
+                label="Parameters",
+                lines=4,
+                max_lines=8,
+                placeholder="Paste the text that belongs to a picture",
+                elem_id=element_id(tab, "paste_text"),
+                scale=2,
+            )
+            dropped = gradio_compat.file_drop("Or drop the PNG", element_id(tab, "paste_file"), height=130)
+        apply = gr.Button("Apply", elem_id=element_id(tab, "paste_apply"), size="sm")
+
+    def restore(content: str) -> list[object]:
+        values: dict[str, object] = {}
+        notes: list[str] = []
+
+        def paste() -> None:
+            pasted = program.paste(content)
+            values.update(pasted.values)
+            notes.extend(pasted.notes)
+
+        *updates, status = top_bar.attempt(program, paste)
+        said = markup.status_lines(Message(note) for note in notes)
+        return [*form.filled_with(values), *updates, said or status]
+
+    def restore_file(value: object) -> list[object]:
+        path, found = gradio_compat.path_of(value), [""]
+        failure = top_bar.failure_of(lambda: found.append(program.infotext_of(path))) if path else None
+        if failure or not path:
+            unchanged = [gradio_compat.update() for _ in (*form.inputs, *bar.outputs)]
+            return [gradio_compat.update(), *unchanged[:-1], markup.status_lines([failure] if failure else [])]
+        return [found[-1], *restore(found[-1])]
+
+    outputs = [*form.inputs, *bar.outputs]
+    gradio_compat.listen(apply, "click", restore, [text], outputs)
+    gradio_compat.listen(dropped, "upload", restore_file, [dropped], [text, *outputs])
