@@ -91,9 +91,9 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = conv1(channels_in, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h: Tensor = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        shortcut = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+        shortcut: Tensor = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
         return shortcut + h
 
 
@@ -114,7 +114,8 @@ class AttnBlock(nn.Module):
         # (B, C, H, W) -> (B, 1, H*W, C): SDPA's memory-saving kernels want four dimensions
         q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(B, C, H, W))
+        y: Tensor = self.proj_out(h.squeeze(1).transpose(1, 2).reshape(B, C, H, W))
+        return x + y
 
 
 class Downsample(nn.Module):

@@ -1,7 +1,7 @@
-"""TAESD, the tiny autoencoder (madebyollin/taesd, MIT): no normalisation, no attention, latents as the sampler sees them.
+"""TAESD, the tiny autoencoder (madebyollin/taesd, MIT): no normalisation, no attention.
 
-Module indices are the key names of the published files: an encoder or decoder file holds `N.weight`, `N.conv.M.weight`.
-Pictures are in [0, 1].
+Its latents are those the sampler sees, its pictures are in [0, 1].  Module indices are the key names of the published
+files: an encoder or decoder file holds `N.weight`, `N.conv.M.weight`.
 """
 
 from __future__ import annotations
