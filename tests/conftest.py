@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before torch is imported anywhere.  oneDNN's AMX kernels round fp32 inputs to bf16 on the newest server CPUs, so that
 # the same test passes on one machine and fails on another; below that level fp32 is fp32 everywhere.
@@ -18,6 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 # No test may need the network, not even by accident.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+# No deadlines: the first call of a test may import torch, and CI machines pause.  In CI the same examples every time.
+settings.register_profile("vae_kit", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("vae_kit")
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS_VARIABLE = "VAE_KIT_TEST_WEIGHTS"
