@@ -16,7 +16,6 @@ import re
 import struct
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from typing import Literal
 from uuid import uuid4
 
 from sd_vae_kit import __version__
-from sd_vae_kit.core.checkpoint import TensorInfo, dtype_name, read_header
+from sd_vae_kit.core.checkpoint import main_dtype, read_header
 from sd_vae_kit.core.detect import Kind, LayoutName, detect
 from sd_vae_kit.core.identity import fingerprint, sketch
 from sd_vae_kit.core.layouts import Part
@@ -332,19 +331,8 @@ def _examine(path: Path) -> tuple[Facts, bool]:
         detection.layout,
         detection.family,
         detection.z_channels,
-        _main_dtype(header.tensors[name] for name in detection.names.values()),
+        main_dtype(header.tensors[name] for name in detection.names.values()),
     ), True
-
-
-def _main_dtype(infos: Iterable[TensorInfo]) -> str:
-    """The type of most weights: norms are sometimes kept wider than the rest."""
-    counts: Counter[str] = Counter()
-    for info in infos:
-        size = 1
-        for n in info.shape:
-            size *= n
-        counts[dtype_name(info.dtype)] += size
-    return counts.most_common(1)[0][0] if counts else ""
 
 
 def _unique_names(found: Sequence[tuple[Folder, _Found]]) -> list[str]:

@@ -13,7 +13,8 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -113,6 +114,14 @@ class _File:
 
     def promises(self, size: int) -> NoReturn:
         self.broken(f"has {self.size:,} bytes, its header promises {size:,}")
+
+
+def main_dtype(infos: Iterable[TensorInfo]) -> str:
+    """The word for the type of most weights; norms are sometimes kept wider than the rest."""
+    counts: Counter[str] = Counter()
+    for info in infos:
+        counts[dtype_name(info.dtype)] += prod(info.shape)
+    return counts.most_common(1)[0][0] if counts else ""
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:

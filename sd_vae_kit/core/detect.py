@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd
+from math import gcd, prod
 from typing import Literal
 
 import torch
@@ -444,6 +444,17 @@ def expected_shapes(config: KlConfig | TinyConfig) -> Mapping[str, Shape]:
     with torch.device("meta"):
         module = AutoencoderKL(config) if isinstance(config, KlConfig) else TinyAutoencoder(config)
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def parameter_counts(detection: Detection) -> dict[str, int]:
+    """Weights of the file by "encoder" and "decoder", quant_conv and post_quant_conv in the "total" only."""
+    counts = {"encoder": 0, "decoder": 0, "total": 0}
+    for name, shape in expected_shapes(detection.config).items():
+        counts["total"] += prod(shape)
+        half = name.split(".")[0]
+        if half in counts:
+            counts[half] += prod(shape)
+    return counts
 
 
 def _check_complete(

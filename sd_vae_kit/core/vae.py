@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sd_vae_kit.core import layouts
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, split_moments
-from sd_vae_kit.core.checkpoint import read_header, read_tensors
+from sd_vae_kit.core.checkpoint import TensorInfo, main_dtype, read_header, read_tensors
 from sd_vae_kit.core.detect import Detection, Kind, detect, expected_shapes, fitting_families
 from sd_vae_kit.core.identity import non_finite
 from sd_vae_kit.core.latent_format import FORMATS, LatentFormat, family_label
@@ -42,6 +42,11 @@ class VaeWeights:
     detection: Detection
     state: dict[str, Tensor]
     metadata: dict[str, str]
+
+    @property
+    def dtype(self) -> str:
+        """The word for the type of most weights, "fp16"."""
+        return main_dtype(TensorInfo(tensor.dtype, tuple(tensor.shape)) for tensor in self.state.values())
 
 
 def read_vae(path: str | os.PathLike[str]) -> VaeWeights:
@@ -237,6 +242,16 @@ def choose_format(
     return replace(chosen, downscale=downscale), warning
 
 
+def make_vae(
+    weights: VaeWeights, *, family: str | None = None, dtype: torch.dtype | None = None, label: str = "this VAE"
+) -> Vae:
+    """Weights that were read -> a VAE that is ready to use; arguments and errors as for `load_vae`."""
+    latent_format, warning = choose_format(weights.detection, family, label=label)
+    warnings = (*weights.detection.warnings, *([warning] if warning else []))
+    module = build(weights, dtype=dtype)
+    return Vae(module, latent_format, part=weights.detection.part, label=label, warnings=warnings)
+
+
 def load_vae(path: str | os.PathLike[str], *, family: str | None = None, dtype: torch.dtype | None = None) -> Vae:
     """Read a file and make it ready to use.
 
@@ -250,9 +265,4 @@ def load_vae(path: str | os.PathLike[str], *, family: str | None = None, dtype: 
         OptionError: The family is unknown or does not fit.
         VaeKitError: As in `read_vae`.
     """
-    weights = read_vae(path)
-    label = Path(path).name
-    latent_format, warning = choose_format(weights.detection, family, label=label)
-    warnings = (*weights.detection.warnings, *([warning] if warning else []))
-    module = build(weights, dtype=dtype)
-    return Vae(module, latent_format, part=weights.detection.part, label=label, warnings=warnings)
+    return make_vae(read_vae(path), family=family, dtype=dtype, label=Path(path).name)
