@@ -305,9 +305,7 @@ def save_picture(path: str | os.PathLike[str], pixels: Pixels, infotext: str | N
             kind of file cannot hold.
     """
     target = Path(path)
-    kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(target.suffix.lower())
-    if kind is None:
-        raise PictureError(f"{target}: pictures are written as .png, .jpg or .webp.")
+    kind = kind_by_name(target)
     # beside the target, so that the last step is a rename on one volume
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -318,6 +316,25 @@ def save_picture(path: str | os.PathLike[str], pixels: Pixels, infotext: str | N
         raise PictureError(f"{target} could not be written: {reason}.") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def png_bytes(pixels: Pixels, infotext: str | None = None) -> bytes:
+    """The PNG file of pixels (H, W, 3), as `save_picture` writes it."""
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, "PNG", **_options("PNG", infotext))
+        return file.getvalue()
+
+
+def kind_by_name(path: str | os.PathLike[str]) -> str:
+    """The kind of picture `save_picture` writes under this name: "PNG", "JPEG" or "WEBP".
+
+    Raises:
+        PictureError: Another ending.
+    """
+    kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(Path(path).suffix.lower())
+    if kind is None:
+        raise PictureError(f"{os.fspath(path)}: pictures are written as .png, .jpg or .webp.")
+    return kind
 
 
 def _options(kind: str, infotext: str | None) -> dict[str, Any]:

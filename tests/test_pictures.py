@@ -18,6 +18,7 @@ from sd_vae_kit.pictures import (
     crop,
     decode_user_comment,
     open_picture,
+    png_bytes,
     read_infotext,
     reflect_pad,
     save_picture,
@@ -315,6 +316,11 @@ def test_png_pixels_are_exact_and_there_need_be_no_infotext(tmp_path):
     save_picture(tmp_path / "a.png", pixels)
     np.testing.assert_array_equal(open_picture(tmp_path / "a.png").pixels, pixels)
     assert read_infotext(tmp_path / "a.png") is None
+
+
+def test_png_bytes_are_those_of_the_saved_file(tmp_path):
+    save_picture(tmp_path / "a.png", noise(5, 6), "text")
+    assert png_bytes(noise(5, 6), "text") == (tmp_path / "a.png").read_bytes()
 
 
 def test_infotext_behind_the_pixels_is_found(tmp_path):
