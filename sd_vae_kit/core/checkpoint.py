@@ -178,7 +178,6 @@ def _opened(path: Path) -> Iterator[_File]:
 
 
 FOREIGN_BYTES = (
-    (b"version https://git-lfs", "is a git-lfs pointer, not the weights; run `git lfs pull` or download the file"),
     (b"GGUF", "is a GGUF file, which this program does not read; get the VAE as .safetensors"),
     (b"\x89HDF", "is an HDF5 (Keras) file; get the VAE as .safetensors"),
     (b"\x89PNG", "is a PNG picture, not a model; download the model file"),
@@ -199,21 +198,25 @@ def _contents(file: _File) -> _Contents:
             raise UnsupportedVaeError(f"{file.name} {what}")
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip_contents(file)
+    _refuse_text(file, start)
     if start[257:262] == b"ustar":
         raise UnsupportedVaeError(
             f"{file.name} is a tar archive (a checkpoint of torch 0.1?); load it there and save it as .safetensors"
         )
     if start[8:9] == b"{" or (file.name.lower().endswith(".safetensors") and not start.startswith(b"\x80")):
         return _safetensors_contents(file, start)
-    _refuse_text(file, start)
     return _legacy_contents(file)
 
 
 def _refuse_text(file: _File, start: bytes) -> None:
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"version https://git-lfs"):
+        raise BrokenVaeError(
+            f"{file.name} is a git-lfs pointer, not the weights; run `git lfs pull` or download the file itself"
+        )
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
         raise BrokenVaeError(f"{file.name} is a web page, not a model (an error page was saved); download it again")
-    if text.startswith(b"{"):
+    if text.startswith(b"{") and b"\0" not in start[:8]:  # a safetensors length may begin like text: 0x7b20
         raise BrokenVaeError(f"{file.name} is a JSON text, not a model (perhaps an error message); download it again")
     if not start.strip(b"\0"):
         file.broken(f"begins with zeros: its {file.size:,} bytes were reserved but not copied")
@@ -223,7 +226,6 @@ def _refuse_text(file: _File, start: bytes) -> None:
 
 
 def _safetensors_contents(file: _File, start: bytes) -> _Contents:
-    _refuse_text(file, start)
     if file.size < 8:
         file.broken(f"has only {file.size} bytes")
     (length,) = struct.unpack("<Q", start[:8])

@@ -1,0 +1,63 @@
+"""Small random VAEs, and files that hold them; every test that needs a VAE on disk makes it here."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
+from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
+
+
+def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Every weight its own value, also norms (which start as all ones), so that a swapped name cannot go unnoticed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1:
+                parameter.copy_((1.0 if name.endswith("weight") else 0.0) + 0.1 * noise)
+            else:
+                fan_in = parameter[0].numel()
+                parameter.copy_(noise * fan_in**-0.5)
+    return module.eval()
+
+
+def kl_config(
+    z_channels: int = 4,
+    *,
+    ch: int = 32,
+    ch_mult: tuple[int, ...] = (1, 2),
+    num_res_blocks: int = 1,
+    quant_conv: bool = True,
+    encoder: bool = True,
+    decoder: bool = True,
+    mid_attention: bool = True,
+) -> KlConfig:
+    net = NetConfig(ch, ch_mult, num_res_blocks, 3, z_channels, mid_attention)
+    return KlConfig(
+        net if encoder else None, net if decoder else None, quant_conv and encoder, quant_conv and decoder, z_channels
+    )
+
+
+def kl_state(config: KlConfig | None = None, seed: int = 0) -> dict[str, Tensor]:
+    """Weights in canonical (ldm) names."""
+    return dict(randomised(AutoencoderKL(config or kl_config()), seed).state_dict())
+
+
+def tiny_state(config: TinyConfig | None = None, seed: int = 0) -> dict[str, Tensor]:
+    """TAESD weights in canonical names."""
+    return dict(randomised(TinyAutoencoder(config or TinyConfig(width=8)), seed).state_dict())
+
+
+def write(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    """A safetensors file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata=metadata)
+    return path
+
+
+def picture(height: int = 32, width: int = 48, seed: int = 0) -> Tensor:
+    """(1, 3, height, width) in [-1, 1]."""
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
