@@ -25,7 +25,7 @@ class Txt2Img:
     Attributes:
         prompt, negative_prompt: What to show and what not.
         steps: Sampling steps.
-        cfg_scale: How strongly the prompt counts.
+        cfg_scale: How strongly the prompt counts; 1 is the model as it is, without guidance.
         seed: -1 for any; pictures of one batch count up from it.
         width, height: Pixels, multiples of 8.
         batch_size: Pictures made at once.
@@ -34,7 +34,7 @@ class Txt2Img:
     prompt: str = ""
     negative_prompt: str = ""
     steps: int = 20
-    cfg_scale: float = 7.0
+    cfg_scale: float = 1.0
     seed: int = RANDOM_SEED
     width: int = 512
     height: int = 512
@@ -145,12 +145,13 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 
 def make_job(kind: type[Txt2Img], values: Mapping[str, object]) -> Txt2Img:
-    """A checked job from what a form holds: numbers may come as floats, empty fields as None.
+    """A checked job from what a form holds: numbers may come as floats, empty fields as None, the rest by default.
 
     Raises:
         OptionError: A field is empty, is not a number where one is needed, or is outside its limits.
     """
-    given = {item.name: _converted(item.name, item.default, values[item.name]) for item in fields(kind)}
+    defaults = {item.name: item.default for item in fields(kind)}
+    given = {name: _converted(name, defaults[name], value) for name, value in values.items()}
     job = kind(**given)  # type: ignore[arg-type]
     job.check()
     return job

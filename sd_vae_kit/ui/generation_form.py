@@ -26,18 +26,18 @@ class Form:
 
     @property
     def inputs(self) -> list[object]:
-        """Widgets in the order of the job's fields."""
-        return [self.widgets[name] for name in jobs.names_of(self.kind)]
+        """The widgets, in the order of `widgets`.  There is none for CFG: it means nothing to the demo model."""
+        return list(self.widgets.values())
 
     def job(self, values: tuple[object, ...]) -> Txt2Img:
         """The job that the inputs' values ask for; raises `OptionError`."""
-        return jobs.make_job(self.kind, dict(zip(jobs.names_of(self.kind), values, strict=True)))
+        return jobs.make_job(self.kind, dict(zip(self.widgets, values, strict=True)))
 
     def filled_with(self, values: Mapping[str, object]) -> list[object]:
         """Updates for `inputs`; what `values` does not name stays as it is."""
         return [
             gradio_compat.update(value=values[name]) if name in values else gradio_compat.update()
-            for name in jobs.names_of(self.kind)
+            for name in self.widgets
         ]
 
 
@@ -70,7 +70,6 @@ def build_controls(form: Form) -> None:
         _slider(form, "batch_size", 1, jobs.BATCH_MAX, 1, defaults.batch_size)
     if isinstance(defaults, Img2Img):
         _slider(form, "denoising_strength", 0, 1, 0.01, defaults.denoising_strength)
-    _slider(form, "cfg_scale", 0, jobs.CFG_MAX, 0.5, defaults.cfg_scale, "CFG scale")
     _build_seed(form, defaults.seed)
     size = [form.widgets["width"], form.widgets["height"]]
     gradio_compat.listen(swap, "click", None, size, size, js="(width, height) => [height, width]")
@@ -102,13 +101,13 @@ def _build_seed(form: Form, default: int) -> None:
     gradio_compat.listen(dice, "click", None, (), [form.widgets["seed"]], js=f"() => {jobs.RANDOM_SEED}")
 
 
-def _slider(form: Form, name: str, low: float, high: float, step: float, value: float, label: str = "") -> None:
+def _slider(form: Form, name: str, low: float, high: float, step: float, value: float) -> None:
     form.widgets[name] = gr.Slider(
         low,
         high,
         value=value,
         step=step,
-        label=label or name.replace("_", " ").capitalize(),
+        label=name.replace("_", " ").capitalize(),
         elem_id=element_id(form.tab, name),
         min_width=120,
     )

@@ -1,0 +1,213 @@
+"""The stand-alone app as a host: a data folder, the demo checkpoint, one live VAE, one job at a time."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sd_vae_kit.adapters import standalone_jobs
+from sd_vae_kit.adapters.call_gate import CallGate
+from sd_vae_kit.adapters.demo_model import FAMILY, NAME, DemoModel, read_photographs
+from sd_vae_kit.adapters.standalone_jobs import OnProgress, Outcome, VaeInUse
+from sd_vae_kit.core.preview import Previewer
+from sd_vae_kit.core.vae import Vae, load_vae
+from sd_vae_kit.errors import OptionError
+from sd_vae_kit.features.job import Img2Img, Txt2Img
+from sd_vae_kit.host import Checkpoint, Level
+from sd_vae_kit.settings import PreviewSettings, Settings, SettingsStore
+
+DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+OWN_VAE, TINY_DECODER = "demo_natural.safetensors", "demo_tiny_decoder.safetensors"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the app's files are.
+
+    Attributes:
+        data: Settings, caches, models and pictures.
+        vaes: Folders searched for VAEs besides models/VAE.
+        checkpoints: Folders searched for VAEs beside checkpoints, besides models/Stable-diffusion.
+        demo: The demo model's VAEs and photographs.
+    """
+
+    data: Path
+    vaes: tuple[Path, ...] = ()
+    checkpoints: tuple[Path, ...] = ()
+    demo: Path = DEMO_FOLDER
+
+    @property
+    def own_vaes(self) -> Path:
+        return self.data / "models" / "VAE"
+
+    @property
+    def own_checkpoints(self) -> Path:
+        return self.data / "models" / "Stable-diffusion"
+
+    def make(self) -> None:
+        """Create the data folder; one that was named on the command line must exist already.
+
+        Raises:
+            OptionError: A folder is missing or cannot be made.
+        """
+        for named in (*self.vaes, *self.checkpoints):
+            if not named.is_dir():
+                raise OptionError(f"The folder {named} does not exist; correct --vae-dir or --ckpt-dir.")
+        try:
+            for folder in (self.own_vaes, self.own_checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OptionError(
+                f"The data folder {self.data} cannot be used: {error.strerror or error}. Choose another --data-dir."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One line for the user."""
+
+    text: str
+    level: Level
+
+
+@dataclass
+class StandaloneHost:
+    """Implements `host.Host`; makes pictures with `txt2img` and `img2img`.
+
+    Attributes:
+        folders: Where files are.
+        store: The settings.
+        forced_vae: `--vae-path`.
+        describe_live: Name of the live VAE and a function for its sha256; set by the app, which knows the live file.
+    """
+
+    folders: Folders
+    store: SettingsStore
+    forced_vae: Path | None = None
+    describe_live: Callable[[], tuple[str, Callable[[], str]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        own = self.folders.demo / OWN_VAE
+        # a copy of its own for the model's photographs: the live VAE may be another one at any time
+        self._model_vae = _on_device(load_vae(own, family=FAMILY.name, dtype=torch.float32))
+        self._first_stage: nn.Module = copy.deepcopy(self._model_vae.module)
+        self._tiny = _on_device(load_vae(self.folders.demo / TINY_DECODER, family=FAMILY.name, dtype=torch.float32))
+        stat = own.stat()
+        self.model = DemoModel(
+            read_photographs(self.folders.demo / "photographs"),
+            self._model_vae.encode,
+            f"{own.name} {stat.st_size} {stat.st_mtime_ns}",
+            self.folders.data / "cache",
+        )
+        self.describe_live = lambda: (own.name, lambda: "")
+        self._gate = CallGate()
+        self._choosing = threading.RLock()
+        self._working = threading.Lock()
+        self._interrupt = threading.Event()
+        self._notices: list[Notice] = []
+
+    # -- what features may ask -----------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return "VAE Kit"
+
+    @property
+    def settings(self) -> Settings:
+        return self.store.settings
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(NAME, None, FAMILY)
+
+    @property
+    def first_stage(self) -> nn.Module:
+        return self._first_stage
+
+    @property
+    def can_replace_first_stage(self) -> bool:
+        return True
+
+    def replace_first_stage(self, module: nn.Module) -> None:
+        self._first_stage = module.to(device(), torch.float32)
+
+    def vae_writing(self) -> AbstractContextManager[None]:
+        return self._gate.writing()
+
+    def on_vae_changed(self) -> None:
+        """Nothing is remembered about live weights here."""
+
+    def notify(self, message: str, level: Level = "info") -> None:
+        self._notices.append(Notice(message, level))
+
+    # -- what the app and jobs ask -------------------------------------------------------------------------------------
+
+    @property
+    def preview_settings(self) -> PreviewSettings:
+        return self.settings.preview
+
+    def take_notices(self) -> list[Notice]:
+        """Lines for the user since the last call."""
+        taken, self._notices = self._notices, []
+        return taken
+
+    def choosing(self) -> AbstractContextManager[bool]:
+        """Hold while the VAE is chosen, so that a job never takes one VAE's weights with another's name."""
+        return self._choosing
+
+    @contextmanager
+    def live_vae(self) -> Iterator[VaeInUse]:
+        """The live VAE, kept from being exchanged."""
+        with ExitStack() as held:
+            with self._choosing:
+                held.enter_context(self._gate.calling())
+                name, sha256 = self.describe_live()
+                live = VaeInUse(as_vae(self._first_stage, name), name, sha256)
+            yield live
+
+    def previewer(self) -> Previewer:
+        """Shows latents of the loaded model as the settings say."""
+        wanted = self.preview_settings
+        decode = self._tiny.decode
+        return Previewer(FAMILY, wanted.method, wanted.max_side, lambda latent: decode(latent) * 0.5 + 0.5)
+
+    def txt2img(self, job: Txt2Img, on_progress: OnProgress = lambda progress: None) -> Outcome:
+        """Make pictures from a prompt; one job at a time, the next waits."""
+        with self._working:
+            self._interrupt.clear()
+            return standalone_jobs.run(job, self, on_progress)
+
+    def img2img(self, job: Img2Img, on_progress: OnProgress = lambda progress: None) -> Outcome:
+        """Make pictures from a picture; denoising 0 only sends it through the VAE and back."""
+        return self.txt2img(job, on_progress)
+
+    def interrupt(self) -> None:
+        """End the running job after its current step."""
+        self._interrupt.set()
+
+    def is_interrupted(self) -> bool:
+        return self._interrupt.is_set()
+
+
+def device() -> torch.device:
+    """Where the VAE runs: the first CUDA device if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _on_device(vae: Vae) -> Vae:
+    vae.module.to(device())
+    return vae
+
+
+def as_vae(module: nn.Module, label: str) -> Vae:
+    """The live module as something that encodes and decodes the loaded model's latents."""
+    halves = [half for half in ("encoder", "decoder") if hasattr(module, half)]
+    part = "both" if len(halves) == 2 else halves[0]
+    return Vae(module, FAMILY, part=part, label=label)  # type: ignore[arg-type]

@@ -1,0 +1,199 @@
+"""From a job to finished pictures: encode, noise, Euler steps, decode, and the text that goes into the file."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sd_vae_kit import __version__, infotext, pictures
+from sd_vae_kit.adapters.demo_model import NAME, DemoModel, fitted
+from sd_vae_kit.core.preview import Previewer
+from sd_vae_kit.core.sampling import karras_sigmas, sample_euler, sigmas_for_denoising, starting_noise
+from sd_vae_kit.core.vae import Vae
+from sd_vae_kit.errors import Interrupted
+from sd_vae_kit.features.job import RESIZE_MODES, SEED_LIMIT, Img2Img, Txt2Img
+from sd_vae_kit.pictures import Pixels
+from sd_vae_kit.settings import PreviewSettings
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is; `preview` is uint8 (H, W, 3) or None where there is no new one."""
+
+    phase: str
+    step: int
+    steps: int
+    preview: Pixels | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class VaeInUse:
+    """The live VAE and what to call it; `sha256` may have to read the whole file."""
+
+    vae: Vae
+    name: str
+    sha256: Callable[[], str]
+
+
+class Engine(Protocol):
+    """What a job needs of the program it runs in."""
+
+    @property
+    def model(self) -> DemoModel:
+        """The diffusion model."""
+
+    @property
+    def preview_settings(self) -> PreviewSettings:
+        """As they are now."""
+
+    def previewer(self) -> Previewer:
+        """A previewer for one job."""
+
+    def live_vae(self) -> AbstractContextManager[VaeInUse]:
+        """The live VAE; it is not exchanged while the context is open."""
+
+    def is_interrupted(self) -> bool:
+        """Whether the user wants the job to end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """One finished picture: uint8 (H, W, 3), its parameters and its seed."""
+
+    pixels: Pixels
+    infotext: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job; an interrupted one has the pictures it got to."""
+
+    pictures: tuple[Made, ...]
+    is_interrupted: bool
+    seconds: float
+
+
+def run(job: Txt2Img, engine: Engine, on_progress: OnProgress) -> Outcome:
+    """Make the pictures.
+
+    Raises:
+        OptionError: A value outside its limits.
+        PictureError: The picture to start from cannot be read.
+        NanError: The VAE gave no picture.
+    """
+    started = time.perf_counter()
+    job.check()
+    seeds = seeds_of(job)
+    try:
+        latents = _latents(job, seeds, engine, on_progress)
+        made = _decode(job, seeds, latents, engine, on_progress)
+    except Interrupted:
+        made = []
+    return Outcome(tuple(made), engine.is_interrupted(), time.perf_counter() - started)
+
+
+def seeds_of(job: Txt2Img) -> list[int]:
+    """One seed per picture, counting up; -1 begins at a random one."""
+    first = random.randrange(SEED_LIMIT) if job.seed < 0 else job.seed
+    return [(first + i) % SEED_LIMIT for i in range(job.batch_size)]
+
+
+def _latents(job: Txt2Img, seeds: Sequence[int], engine: Engine, on_progress: OnProgress) -> Tensor:
+    """(B, 4, h, w) ready to decode."""
+    encoded = _encode(job, engine, on_progress) if isinstance(job, Img2Img) else None
+    if encoded is not None and isinstance(job, Img2Img) and job.denoising_strength == 0:
+        return encoded.expand(len(seeds), -1, -1, -1)  # through the VAE and back, nothing else
+
+    def preparing(done: int, total: int) -> None:
+        _go_on(engine)
+        on_progress(Progress("preparing photographs for this size", done, total))
+
+    size = (job.height, job.width)
+    prior = engine.model.prior(job.prompt, job.negative_prompt)
+    denoiser = engine.model.denoiser(prior, size, preparing)
+    sigmas = karras_sigmas(job.steps)
+    if encoded is not None and isinstance(job, Img2Img):
+        sigmas = sigmas_for_denoising(sigmas, job.denoising_strength)
+        shape = (encoded.shape[1], encoded.shape[2], encoded.shape[3])
+        x = encoded + float(sigmas[0]) * starting_noise(seeds, shape)
+    else:
+        x = engine.model.start(prior, size, seeds, float(sigmas[0]))
+    return sample_euler(denoiser.denoise, x, sigmas, _step_callback(engine, on_progress))
+
+
+def _step_callback(engine: Engine, on_progress: OnProgress) -> Callable[[int, int, Tensor, Tensor], bool]:
+    """Shows a preview of the denoised estimate every so many steps; False once the user has interrupted."""
+    previewer, every = engine.previewer(), engine.preview_settings.every_steps
+
+    def on_step(step: int, steps: int, x: Tensor, denoised: Tensor) -> bool:
+        preview = previewer(denoised) if (step + 1) % every == 0 else None
+        on_progress(Progress("sampling", step + 1, steps, None if preview is None else preview.numpy()))
+        return not engine.is_interrupted()
+
+    return on_step
+
+
+def _encode(job: Img2Img, engine: Engine, on_progress: OnProgress) -> Tensor:
+    """The picture to start from as a latent (1, 4, h, w)."""
+    on_progress(Progress("encoding", 0, 1))
+    assert job.picture is not None  # job.check() has seen to it
+    stretch = job.resize_mode != RESIZE_MODES[0]
+    pixels = fitted(pictures.open_picture(job.picture).pixels, (job.height, job.width), stretch=stretch)
+    with engine.live_vae() as live, torch.inference_mode():
+        latent = live.vae.encode(pictures.to_image(pixels))
+    _go_on(engine)
+    return latent.float().cpu()
+
+
+def _decode(job: Txt2Img, seeds: Sequence[int], latents: Tensor, engine: Engine, on_progress: OnProgress) -> list[Made]:
+    """Pictures one after the other, all with the same VAE; an interrupt leaves at least the first."""
+    pixels: list[Pixels] = []
+    with engine.live_vae() as live, torch.inference_mode():
+        for i, latent in enumerate(latents):
+            if pixels and engine.is_interrupted():
+                break
+            on_progress(Progress("decoding", i, len(latents)))
+            pixels.append(pictures.to_pixels(live.vae.decode(latent[None]))[0])
+    on_progress(Progress("decoding", len(latents), len(latents)))
+    fields = vae_fields(live)
+    return [Made(p, _infotext(job, seed, fields), seed) for p, seed in zip(pixels, seeds, strict=False)]
+
+
+def vae_fields(live: VaeInUse) -> dict[str, str]:
+    """A1111's two fields: the first ten digits of the file's hash, if it can be worked out, and its name."""
+    digits = live.sha256()[:10]
+    return {"VAE hash": digits, "VAE": live.name} if digits else {"VAE": live.name}
+
+
+def _infotext(job: Txt2Img, seed: int, vae: dict[str, str]) -> str:
+    """Parameters in A1111's order.  There is no model hash: the demo model is no file."""
+    fields: dict[str, str | int | float] = {
+        "Steps": job.steps,
+        "Sampler": "Euler",
+        "Schedule type": "Karras",
+        "CFG scale": f"{job.cfg_scale:g}",
+        "Seed": seed,
+        "Size": f"{job.width}x{job.height}",
+        "Model": NAME,
+        **vae,
+    }
+    if isinstance(job, Img2Img):
+        fields["Denoising strength"] = f"{job.denoising_strength:g}"
+    fields["Version"] = f"VAE Kit {__version__}"
+    return infotext.build(job.prompt, job.negative_prompt, fields)
+
+
+def _go_on(engine: Engine) -> None:
+    if engine.is_interrupted():
+        raise Interrupted("The job was interrupted before there was a picture.")

@@ -1,0 +1,175 @@
+"""The program behind the stand-alone pages: host, library and swapper, spoken to in plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from sd_vae_kit import infotext, pictures
+from sd_vae_kit.adapters.demo_model import NAME
+from sd_vae_kit.adapters.standalone import OWN_VAE, StandaloneHost
+from sd_vae_kit.app import paste, vae_facts
+from sd_vae_kit.app.job_runner import JobRunner
+from sd_vae_kit.errors import OptionError, PictureError, VaeKitError
+from sd_vae_kit.features.job import Snapshot, Txt2Img, fit_size
+from sd_vae_kit.features.swap import Swapper
+from sd_vae_kit.library import Entry, Library
+from sd_vae_kit.settings import AUTOMATIC, NONE, SettingsStore, Value, spec_of, to_values
+from sd_vae_kit.ui.program import Message, Pasted, TopBar, VaeFacts, VaeRow
+
+HASHED_AT_ONCE = 400_000_000  # bytes; reading that much takes well under a second
+
+
+class StandaloneProgram:
+    """Implements `ui.program.Program`.
+
+    Args:
+        host: Makes pictures.
+        library: Its files.
+        store: The settings; `host` reads the same.
+        shown: Folder from which pages may show pictures.
+    """
+
+    def __init__(self, host: StandaloneHost, library: Library, store: SettingsStore, shown: Path) -> None:
+        self._host = host
+        self._library = library
+        self._store = store
+        self._swapper = Swapper(host, library)
+        self._jobs = JobRunner(host, shown, host.folders.data)
+        host.describe_live = self._describe_live
+        for warning in store.warnings:
+            host.notify(warning, "warning")
+
+    def begin(self) -> None:
+        """List the files and make the chosen VAE live; a choice that cannot be honoured is said, the app starts."""
+        self._library.refresh()
+        try:
+            self._choose()
+        except VaeKitError as error:
+            self._host.notify(f"{error} The checkpoint's own VAE is used.", "warning")
+
+    # --- top bar ---
+
+    def top_bar(self) -> TopBar:
+        chosen = self._store.settings.vae.sd_vae
+        usable = [entry.name for entry in self._library.entries if entry.state == "ok"]
+        vaes = [AUTOMATIC, NONE, *usable]
+        if chosen not in vaes:
+            vaes.append(chosen)
+        live = self._live_entry()
+        reason = self._swapper.active.decision.reason
+        return TopBar((NAME,), NAME, tuple(vaes), chosen, live.name, self._short_hash(live), reason)
+
+    def refresh(self) -> None:
+        entries = self._library.refresh()
+        broken = sum(entry.state != "ok" for entry in entries)
+        unusable = f", {broken} cannot be used (see the VAE tab)" if broken else ""
+        self._host.notify(f"{len(entries)} VAE files{unusable}.")
+        self._choose()
+
+    def choose_checkpoint(self, name: str) -> None:
+        if name != NAME:
+            raise OptionError(f"There is no checkpoint {name!r}; this version runs the demo model only.")
+
+    def choose_vae(self, name: str) -> None:
+        self.change({spec_of("sd_vae").key: name})
+
+    # --- jobs ---
+
+    def start(self, tab: str, job: Txt2Img) -> None:
+        self._jobs.start(tab, job)
+
+    def snapshot(self, tab: str) -> Snapshot:
+        return self._jobs.snapshot(tab)
+
+    def watch(self, tab: str) -> Iterator[Snapshot]:
+        return self._jobs.watch(tab)
+
+    def last_job(self, tab: str) -> Txt2Img | None:
+        return self._jobs.last_job(tab)
+
+    def interrupt(self) -> None:
+        self._host.interrupt()
+
+    def picture_size(self, path: Path) -> tuple[int, int]:
+        height, width = pictures.open_picture(path).size
+        return fit_size(height, width)
+
+    # --- VAE tab ---
+
+    def vae_rows(self) -> list[VaeRow]:
+        live = self._live_entry().path
+        return [vae_facts.row_of(entry, entry.path == live) for entry in self._library.entries]
+
+    def vae_facts(self, name: str) -> Iterator[VaeFacts]:
+        return vae_facts.facts_of(self._library, self._library.get(name))
+
+    # --- settings ---
+
+    def values(self) -> dict[str, Value]:
+        return to_values(self._store.settings)
+
+    def change(self, values: Mapping[str, object]) -> None:
+        with self._host.choosing():
+            before = {key: value for key, value in self.values().items() if key in values}
+            self._store.update(values)
+            if any(spec_of(key).section == "vae" for key in values):
+                try:
+                    self._choose()
+                except BaseException:
+                    self._store.update(before)
+                    raise
+
+    # --- paste ---
+
+    def infotext_of(self, path: Path) -> str:
+        text = pictures.read_infotext(path)
+        if not text:
+            raise PictureError(f"{path.name} carries no parameters; only pictures that were saved with them do.")
+        return text
+
+    def paste(self, text: str) -> Pasted:
+        if not text.strip():
+            raise OptionError("There is nothing to paste; drop a picture or enter the text of its parameters.")
+        info = infotext.parse(text)
+        values, notes = paste.values_of(info)
+        wanted = paste.find_vae(info, self._library)
+        if wanted is not None:
+            notes += [wanted.note] if wanted.note else []
+            if wanted.name and not (wanted.entry and wanted.entry.path == self._live_entry().path):
+                self.choose_vae(wanted.name)
+                notes.append(f"The SD VAE is now {wanted.name}.")
+        if info.fields.get("Model", NAME) != NAME:
+            notes.append(f"That picture was made with the model {info.fields['Model']}, not with the loaded one.")
+        if not info.fields:
+            notes.append("There is no line of parameters in that text; all of it was taken as the prompt.")
+        return Pasted(values, tuple(notes) or ("Restored.",))
+
+    # --- what came up ---
+
+    def take_messages(self) -> list[Message]:
+        return [Message(notice.text, notice.level) for notice in self._host.take_notices()]
+
+    def _choose(self) -> None:
+        with self._host.choosing():
+            for warning in self._swapper.choose().warnings:
+                self._host.notify(warning, "warning")
+
+    def _live_entry(self) -> Entry:
+        """The file whose weights are live: the chosen one, or the demo checkpoint's own."""
+        entry = self._swapper.active.decision.entry
+        return entry or self._library.entry_at(self._host.folders.demo / OWN_VAE)
+
+    def _describe_live(self) -> tuple[str, Callable[[], str]]:
+        entry = self._live_entry()
+        return entry.name, lambda: self._library.sha256(entry)
+
+    def _short_hash(self, entry: Entry) -> str:
+        """The VAE hash, if it is known or quickly worked out."""
+        digits = entry.sha256
+        if digits is None and entry.size <= HASHED_AT_ONCE:
+            try:
+                digits = self._library.sha256(entry)
+            except VaeKitError:
+                digits = None
+        return (digits or "")[:10]
