@@ -1,1 +1,26 @@
-"""One `Host` per program."""
+"""One Host per program; `detect_host` says which web UI this process is."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sd_vae_kit.adapters.webui_host import WebuiHost
+
+
+def detect_host() -> WebuiHost | None:
+    """The adapter for the web UI this process runs; None where no adapter fits, so that we step aside.
+
+    Asked for by what the program has, not by its name: where the `backend` package loads models, `modules.sd_vae` is
+    a stub; where diffusers pipelines are the models, there is no `modules.sd_hijack`.
+    """
+    if find_spec("modules") is None or find_spec("modules.sd_vae") is None:
+        return None
+    if find_spec("backend") is not None and find_spec("modules_forge") is not None:
+        return None
+    if find_spec("modules.sd_hijack") is None or find_spec("modules.lowvram") is None:
+        return None
+    from sd_vae_kit.adapters import a1111
+
+    return a1111.create()

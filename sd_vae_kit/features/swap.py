@@ -138,7 +138,7 @@ class Swapper:
             return self._active
 
     def own_weights(self) -> Mapping[str, Tensor]:
-        """The checkpoint's own weights by canonical name, read only; empty while they are live or were never moved out."""
+        """The checkpoint's own weights by canonical name, read only; empty while they are live."""
         with self._lock:
             stored = self._stored.get(OWN_KEY)
             return stored.weights.state if stored else {}

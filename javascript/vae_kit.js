@@ -1,0 +1,51 @@
+// VAE Kit's panel inside a web UI: keeps the sentence about the active VAE true, and explains the dropdowns on hover.
+(function () {
+    "use strict";
+
+    const TABS = ["txt2img", "img2img"];
+    const POLL_MS = 2000; // while the first checkpoint is still loading
+    const SETTLE_MS = 150; // several options often change at once
+
+    const find = (id) => gradioApp().querySelector(`#${id}`);
+
+    const TOOLTIPS = {
+        setting_sd_vae: "VAE used for all jobs. Automatic follows the rules, None is the checkpoint's own.",
+        vae_kit_txt2img_refresh: "Look again which VAE is active",
+        vae_kit_img2img_refresh: "Look again which VAE is active",
+    };
+
+    let timer = null;
+
+    function refreshSentences() {
+        clearTimeout(timer);
+        timer = setTimeout(() => {
+            for (const tab of TABS) {
+                find(`vae_kit_${tab}_refresh`)?.click();
+            }
+        }, SETTLE_MS);
+    }
+
+    function waitForCheckpoint() {
+        if (!gradioApp().querySelector("[data-vae-kit-waiting]")) {
+            return;
+        }
+        refreshSentences();
+        setTimeout(waitForCheckpoint, POLL_MS);
+    }
+
+    function addTooltips() {
+        for (const [id, text] of Object.entries(TOOLTIPS)) {
+            const element = find(id);
+            if (element && !element.title) {
+                element.title = text;
+            }
+        }
+    }
+
+    onUiLoaded(() => {
+        addTooltips();
+        refreshSentences();
+        setTimeout(waitForCheckpoint, POLL_MS);
+    });
+    onOptionsChanged(refreshSentences);
+})();

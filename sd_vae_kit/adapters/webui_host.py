@@ -1,0 +1,432 @@
+"""What all A1111-style web UIs have in common: one library, a swapper per loaded model, the job's own VAE, status.
+
+A subclass per program says where its files, options and models are and which of its functions are replaced.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sd_vae_kit.adapters.call_gate import CallGate
+from sd_vae_kit.adapters.patch import Patches
+from sd_vae_kit.adapters.repairs import Repairs, repair_specs
+from sd_vae_kit.core.latent_format import FORMATS, LatentFormat, family_label
+from sd_vae_kit.core.live_weights import LiveWeights
+from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.features.choice import Decision, resolve
+from sd_vae_kit.features.swap import Active, Swapper
+from sd_vae_kit.host import Checkpoint, Level
+from sd_vae_kit.library import Entry, Library
+from sd_vae_kit.settings import AUTOMATIC, NONE, Settings, specs, with_values
+
+Listener = Callable[[str, Level], None]
+
+
+@dataclass(frozen=True)
+class VaeStatus:
+    """Facts of the active VAE for panel and API.
+
+    Attributes:
+        name: File, or "None" for the checkpoint's own.
+        checkpoint: The loaded model; empty while there is none.
+        family: "SD 1.x / 2.x"; empty while there is no model.
+        reason: One sentence: why this VAE.
+        sha256: Of the file; empty for the checkpoint's own or where hashing is off.
+        precision: "fp32", "fp16", "bf16"; empty while there is no model.
+        warnings: Sentences.
+    """
+
+    name: str = NONE
+    checkpoint: str = ""
+    family: str = ""
+    reason: str = "No checkpoint is loaded yet."
+    sha256: str = ""
+    precision: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+class ModelView:
+    """One model of the web UI as features see it (the `Host` protocol); holds it weakly."""
+
+    can_replace_first_stage = False
+
+    def __init__(self, webui: WebuiHost, model: nn.Module | None, checkpoint_file: str | None = None) -> None:
+        self._webui = webui
+        self._model = weakref.ref(model) if model is not None else lambda: None
+        self._checkpoint_file = checkpoint_file
+
+    @property
+    def name(self) -> str:
+        return self._webui.name
+
+    @property
+    def settings(self) -> Settings:
+        return self._webui.settings
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        return self._webui.checkpoint_of(self._model(), self._checkpoint_file)
+
+    @property
+    def forced_vae(self) -> Path | None:
+        return self._webui.forced_vae
+
+    @property
+    def first_stage(self) -> nn.Module | None:
+        model = self._model()
+        return self._webui.first_stage_of(model) if model is not None else None
+
+    def replace_first_stage(self, module: nn.Module) -> None:
+        raise NotImplementedError(f"{self.name} keeps its VAE module")
+
+    def vae_writing(self) -> AbstractContextManager[None]:
+        return self._webui.gate.writing()
+
+    def on_vae_changed(self) -> None:
+        self._webui.on_vae_changed()
+
+    def notify(self, message: str, level: Level = "info") -> None:
+        self._webui.notify(message, level)
+
+
+class WebuiHost(ABC):
+    """One running web UI."""
+
+    name: str
+    core_options: tuple[str, ...] = ()  # of the program's own options, those a VAE depends on
+    quicksettings_key = "quicksettings_list"  # the option that lists what the top bar holds
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.patches = Patches()
+        self.gate = CallGate()
+        self.listeners: list[Listener] = []
+        self.vae_listeners: list[Callable[[], None]] = []
+        self.refusal: Callable[[VaeKitError], Exception] = lambda error: error
+        self._swappers: weakref.WeakKeyDictionary[nn.Module, Swapper] = weakref.WeakKeyDictionary()
+        self._unknown: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._job_vae: str | None = None
+        self._said: set[str] = set()
+        self._lock = threading.RLock()
+
+    # -- what a program must say about itself ---------------------------------------------------------------------
+
+    @abstractmethod
+    def install(self) -> None:
+        """Put the patches in place; called again after Reload UI and whenever a model was loaded."""
+
+    def install_page(self) -> None:  # noqa: B027 - most programs need nothing
+        """Patches of what the program makes anew with its page; called while the settings page is built."""
+
+    def model_loaded(self, model: object) -> None:
+        """The program has loaded a checkpoint or changed a model: new objects need the patches, too."""
+        self.install()
+
+    @abstractmethod
+    def option(self, key: str, default: object = None) -> object:
+        """A value from the program's options."""
+
+    @property
+    @abstractmethod
+    def saved_options(self) -> tuple[dict[str, object], Mapping[str, Any]]:
+        """The program's saved options by key, to be changed in place, and what it knows of each option."""
+
+    @abstractmethod
+    def names_in_infotext(self) -> tuple[str | None, str | None]:
+        """Name and short hash of the live VAE as they are written into a picture."""
+
+    @abstractmethod
+    def computing(self) -> AbstractContextManager[torch.device]:
+        """Hold while the API computes; gives the device."""
+
+    @property
+    @abstractmethod
+    def model(self) -> nn.Module | None:
+        """The model in use; None while there is none, and nothing is loaded by asking."""
+
+    @abstractmethod
+    def models(self) -> list[nn.Module]:
+        """Every model in memory."""
+
+    @abstractmethod
+    def first_stage_of(self, model: nn.Module) -> nn.Module | None:
+        """A model's live VAE module."""
+
+    @abstractmethod
+    def checkpoint_of(self, model: nn.Module | None, file: str | None = None) -> Checkpoint | None:
+        """What is loaded into `model`; `file` where the program only names the file."""
+
+    @property
+    @abstractmethod
+    def forced_vae(self) -> Path | None:
+        """`--vae-path`."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Look for new and changed files."""
+
+    @abstractmethod
+    def apply(self) -> None:
+        """Make the VAE live that the rules choose now for the model in use.
+
+        Raises:
+            VaeKitError: It cannot be used; nothing has changed.
+        """
+
+    # -- settings --------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """The values now; one that does not fit is taken as its default."""
+        settings = Settings()
+        for spec in specs():
+            value = self.option(spec.key, spec.default)
+            if spec.control == "vae":
+                value = {"auto": AUTOMATIC, "": AUTOMATIC}.get(str(value), value)
+            try:
+                settings = with_values(settings, {spec.key: value})
+            except VaeKitError as error:
+                self.notify_once(f"{error} The default, {spec.default!r}, is used.", "warning")
+        return settings
+
+    @property
+    def repairs(self) -> Repairs:
+        return Repairs(**{spec.name: bool(self.option(spec.key, spec.default)) for spec in repair_specs()})
+
+    def keep_leaks(self, keys: Iterable[str]) -> None:
+        """Give options their place among the saved ones; the program restores only those after a request."""
+        saved, known = self.saved_options
+        if self.repairs.override_leak:
+            for key in keys:
+                info = known.get(key)
+                if info is not None and not getattr(info, "do_not_save", False):
+                    saved.setdefault(key, info.default)
+
+    def on_repair_changed(self) -> None:
+        """A switch was flipped: what it changes is made again."""
+        self.refresh()
+        if self.model is not None:
+            self.apply()
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def notify(self, message: str, level: Level = "info") -> None:
+        for listener in self.listeners:
+            listener(message, level)
+
+    def notify_once(self, message: str, level: Level = "info") -> None:
+        """The same sentence is said once per start."""
+        if message not in self._said:
+            self._said.add(message)
+            self.notify(message, level)
+
+    def on_vae_changed(self) -> None:
+        for listener in self.vae_listeners:
+            listener()
+
+    # -- models ----------------------------------------------------------------------------------------------------
+
+    def swapper(self, model: nn.Module) -> Swapper | None:
+        """The swapper of one model; None for a VAE nobody here knows, where the program does as without us."""
+        with self._lock:
+            swapper = self._swappers.get(model)
+            if swapper is None and self._knows_vae_of(model):
+                swapper = self._swappers[model] = Swapper(ModelView(self, model), self.library)
+            return swapper
+
+    def _knows_vae_of(self, model: nn.Module) -> bool:
+        module = self.first_stage_of(model)
+        if module is None or model in self._unknown:
+            return False
+        try:
+            LiveWeights(module)
+        except VaeKitError as error:
+            self._unknown.add(model)
+            self.notify_once(f"VAE Kit leaves the VAE of this model to the web UI: {error}", "warning")
+            return False
+        return True
+
+    def model_changed(self, model: nn.Module) -> None:
+        """The program has put other weights into `model`: what was known of its VAE is void."""
+        with self._lock:
+            self._unknown.discard(model)
+            swapper = self._swappers.get(model)
+            if swapper is not None:
+                swapper.checkpoint_changed()
+
+    def forget_unloaded(self) -> None:
+        """Let go of models that the program has dropped."""
+        kept = {id(model) for model in self.models()}
+        with self._lock:
+            for model in list(self._swappers):
+                if id(model) not in kept:
+                    self.patches.undo(model)
+                    del self._swappers[model]
+
+    def guard_calls(self, model: nn.Module, names: Iterable[str]) -> None:
+        """Let a swap wait for the model's running encodes and decodes."""
+        for name in names:
+            if hasattr(model, name):
+                self.patches.replace(model, name, self._guarded)
+
+    def _guarded(self, original: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            with self.gate.calling():
+                return original(*args, **kwargs)
+
+        return call
+
+    def remove(self) -> None:
+        """Undo every patch; the live VAE stays, and the program's own bookkeeping describes it."""
+        self.patches.undo()
+
+    # -- the choice ------------------------------------------------------------------------------------------------
+
+    @property
+    def job_vae(self) -> str | None:
+        """The running job's own choice, None if it has none."""
+        return self._job_vae
+
+    def use_for_job(self, name: str | None) -> None:
+        """Make the job's choice live; None or "Automatic" is the global setting's.
+
+        Raises:
+            VaeKitError: It cannot be used; the VAE and the choice are what they were.
+        """
+        before, self._job_vae = self._job_vae, None if name in (None, "", AUTOMATIC) else name
+        if before == self._job_vae:
+            return
+        try:
+            self.apply()
+        except BaseException:
+            self._job_vae = before
+            raise
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """One job: what it chose for itself ends with it; a job inside a job gives back the outer's choice."""
+        outer = self._job_vae
+        try:
+            yield
+        finally:
+            self._back_to(outer)
+
+    def end_job(self) -> None:
+        """Forget a choice that a job left behind."""
+        self._back_to(None)
+
+    def _back_to(self, name: str | None) -> None:
+        try:
+            self.use_for_job(name)
+        except VaeKitError as error:
+            self._job_vae = name
+            self.notify(str(error), "error")
+
+    def decide(self, checkpoint_file: str) -> Decision:
+        """Which VAE the rules choose for a checkpoint."""
+        return resolve(ModelView(self, None, checkpoint_file), self.library, self._job_vae)
+
+    def preferred(self, wanted: object) -> str | None:
+        """The VAE named on a checkpoint's card, if there is such a file; cards are often written elsewhere."""
+        if not isinstance(wanted, str) or not wanted or wanted == AUTOMATIC:
+            return None
+        if wanted == NONE:
+            return NONE
+        try:
+            return self.library.get(wanted).name
+        except VaeKitError as error:
+            self.notify_once(f"A checkpoint's card asks for {wanted}: {error}", "warning")
+            return None
+
+    # -- what is shown ---------------------------------------------------------------------------------------------
+
+    def choices(self) -> list[str]:
+        """Names for a dropdown of VAEs."""
+        return [AUTOMATIC, NONE, *(entry.name for entry in self.library.entries)]
+
+    def active(self) -> Active | None:
+        """What is live in the model in use."""
+        swapper = self._swappers.get(self.model) if self.model is not None else None
+        return swapper.active if swapper is not None else None
+
+    def hash_of(self, entry: Entry | None) -> str:
+        """sha256 of a file, empty where there is none or hashing is off."""
+        return self.library.sha256(entry) if entry is not None and self.may_hash else ""
+
+    @property
+    def may_hash(self) -> bool:
+        """Whether files may be read to hash them (`--no-hashing`)."""
+        return True
+
+    def status(self) -> VaeStatus:
+        """Facts of the active VAE."""
+        model = self.model
+        checkpoint = self.checkpoint_of(model) if model is not None else None
+        if model is None or checkpoint is None:
+            return VaeStatus()
+        active, module = self.active(), self.first_stage_of(model)
+        if active is None or module is None:
+            return VaeStatus(checkpoint=checkpoint.name, reason="The web UI looks after this model's VAE itself.")
+        entry = active.decision.entry
+        return VaeStatus(
+            name=active.name,
+            checkpoint=checkpoint.name,
+            family=self._family(entry) or checkpoint.latent_format.label,
+            reason=active.decision.reason,
+            sha256=self.hash_of(entry),
+            precision=precision_of(module),
+            warnings=active.warnings,
+        )
+
+    def api_status(self) -> dict[str, object]:
+        """`status` in the HTTP API's words."""
+        status = self.status()
+        return {
+            "host": self.name,
+            "checkpoint": status.checkpoint,
+            "vae": status.name,
+            "family": status.family,
+            "reason": status.reason,
+            "sha256": status.sha256,
+            "precision": status.precision,
+            "warnings": list(status.warnings),
+        }
+
+    def _family(self, entry: Entry | None) -> str:
+        return family_label(entry.family) if entry is not None and entry.family else ""
+
+
+def precision_of(module: nn.Module) -> str:
+    """Short name of the dtype a module computes in, such as "fp32"."""
+    parameter = next(module.parameters(), None)
+    name = str(parameter.dtype).removeprefix("torch.") if parameter is not None else ""
+    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
+
+
+def latent_format_of(flags: Mapping[str, bool], scale_factor: object = None) -> LatentFormat:
+    """The family a model's own flags speak of: `is_sd3`, `is_sdxl`; else by its scale factor, else SD 1.x / 2.x."""
+    for flag, family in (("is_sd3", "sd3"), ("is_sdxl", "sdxl")):
+        if flags.get(flag):
+            return FORMATS[family]
+    same = [f for f in FORMATS.values() if f.z_channels == 4 and f.scale_factor == scale_factor]
+    return same[0] if same else FORMATS["sd1"]
+
+
+@contextmanager
+def collected(store: threading.local) -> Iterator[list[VaeKitError]]:
+    """Errors of this thread's swaps, put aside instead of raised while the block runs."""
+    previous, store.errors = getattr(store, "errors", None), []
+    try:
+        yield store.errors
+    finally:
+        store.errors = previous

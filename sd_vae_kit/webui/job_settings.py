@@ -1,0 +1,75 @@
+"""What a job can choose for itself, as data: panel, API arguments, XYZ axes and infotext are made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from sd_vae_kit.errors import SettingError
+from sd_vae_kit.settings import AUTOMATIC, Spec, setting
+
+
+@dataclass(frozen=True)
+class JobVaes:
+    """VAEs of one job; "Automatic" leaves the choice to the SD VAE setting, "None" is the checkpoint's own."""
+
+    vae: str = setting(
+        AUTOMATIC,
+        Spec(
+            "VAE for this job",
+            "Used for this job only; the SD VAE setting stays as it is. Automatic follows that setting.",
+            "vae",
+            infotext="Job VAE",
+        ),
+    )
+    hires_vae: str = setting(
+        AUTOMATIC,
+        Spec(
+            "VAE for the hires pass",
+            "Decodes the result of hires fix. Automatic takes the same VAE as the rest of the job.",
+            "vae",
+            infotext="Hires VAE",
+        ),
+    )
+
+    @property
+    def for_hires(self) -> str:
+        """The VAE of the hires pass."""
+        return self.vae if self.hires_vae == AUTOMATIC else self.hires_vae
+
+    def infotext(self) -> dict[str, str]:
+        """What differs from the defaults, under its infotext key."""
+        return {spec.infotext: value for spec in job_specs() if (value := getattr(self, spec.name)) != spec.default}
+
+
+def job_specs() -> Iterator[Spec]:
+    """The fields in the order of the panel and of the API's `args`."""
+    for item in fields(JobVaes):
+        spec: Spec = item.metadata["spec"]
+        yield dataclasses.replace(
+            spec, key=f"vae_kit_{item.name}", section="job", name=item.name, default=str(item.default)
+        )
+
+
+def job_from(values: Sequence[object], overrides: Mapping[str, object] | None = None) -> JobVaes:
+    """A job's choice from the panel or the API.
+
+    Args:
+        values: In the order of the fields, fewer allowed; or one mapping with their names.
+        overrides: By name, from an XYZ axis; they win.
+
+    Raises:
+        SettingError: An unknown name, or a value that is no text.
+    """
+    named = values[0] if values and isinstance(values[0], Mapping) else dict(zip(_names(), values, strict=False))
+    given = {**named, **(overrides or {})}
+    unknown = [name for name in given if name not in _names()]
+    if unknown:
+        raise SettingError(f"VAE Kit has no argument {unknown[0]!r}; the arguments are {', '.join(_names())}.")
+    checked = {spec.name: str(spec.check(given[spec.name])) for spec in job_specs() if given.get(spec.name)}
+    return JobVaes(**checked)
+
+
+def _names() -> list[str]:
+    return [item.name for item in fields(JobVaes)]

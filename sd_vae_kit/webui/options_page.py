@@ -1,0 +1,78 @@
+"""The settings page "VAE Kit", made from the same data as the stand-alone app's, and the dropdown in the top bar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+from modules import shared
+
+from sd_vae_kit.adapters.repairs import repair_specs
+from sd_vae_kit.adapters.webui_host import WebuiHost
+from sd_vae_kit.settings import Spec, specs
+
+SECTION = ("vae_kit", "VAE Kit")
+# Sections that the host has options of its own for: VAE and its cache, live previews, saving of pictures.
+OWNED_BY_HOST = ("vae", "preview", "saving")
+FIRST_START_DONE = "vae_kit_first_start_done"
+CACHED_VAES = 2
+
+
+def page_specs() -> Iterator[Spec]:
+    """Every setting the host does not have itself."""
+    yield from (spec for spec in specs() if spec.section not in OWNED_BY_HOST)
+    yield from repair_specs()
+
+
+def add(host: WebuiHost) -> None:
+    """Add all options; safe to call again on Reload UI."""
+    for spec in page_specs():
+        shared.opts.add_option(spec.key, option_info(spec, host))
+    host.keep_leaks(host.core_options)
+    if not shared.opts.data.get(FIRST_START_DONE):
+        _first_start(host)
+
+
+def option_info(spec: Spec, host: WebuiHost) -> Any:
+    """A setting in the host's own form."""
+    component, arguments = _component(spec, host)
+    label = f"{spec.label} ({spec.unit})" if spec.unit else spec.label
+    info = shared.OptionInfo(
+        spec.default,
+        label,
+        component,
+        arguments,
+        section=SECTION,
+        infotext=spec.infotext or None,
+        onchange=host.on_repair_changed if spec.section == "repairs" else None,
+    )
+    return info.info(spec.help.rstrip("."))
+
+
+def _component(spec: Spec, host: WebuiHost) -> tuple[Any, Any]:
+    limits = {"minimum": spec.minimum, "maximum": spec.maximum, "step": spec.step}
+    return {
+        "checkbox": (gr.Checkbox, None),
+        "slider": (gr.Slider, limits),
+        "number": (gr.Number, {"precision": 0} if isinstance(spec.default, int) else None),
+        "choice": (gr.Radio, {"choices": list(spec.choices)}),
+        "text": (gr.Textbox, None),
+        "vae": (gr.Dropdown, lambda: {"choices": host.choices()}),
+    }[spec.control]
+
+
+def _first_start(host: WebuiHost) -> None:
+    """Once: the dropdown in the top bar, and two VAEs kept in RAM unless the user has decided otherwise.
+
+    The mark is saved together with the two, by the host's next saving of its settings: a dropdown the user removes
+    stays removed.
+    """
+    data = shared.opts.data
+    data[FIRST_START_DONE] = True
+    quick = list(getattr(shared.opts, host.quicksettings_key, []))
+    if "sd_vae" not in quick:
+        data[host.quicksettings_key] = [*quick, "sd_vae"]
+    cache = "sd_vae_checkpoint_cache"
+    if cache in shared.opts.data_labels and data.get(cache, 0) == shared.opts.data_labels[cache].default:
+        data[cache] = CACHED_VAES

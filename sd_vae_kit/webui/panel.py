@@ -1,0 +1,99 @@
+"""The accordion under txt2img and img2img: which VAE is live and why, and a VAE for one job only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from sd_vae_kit.adapters.webui_host import VaeStatus, WebuiHost
+from sd_vae_kit.settings import AUTOMATIC, NONE, Spec
+from sd_vae_kit.webui.job_settings import job_specs
+
+HASH_DIGITS = 10
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What the host wants to know of the built panel.
+
+    Attributes:
+        controls: In the order of the hooks' arguments.
+        infotext_fields: (component, infotext -> value).
+        paste_field_names: Infotext keys that "send to" carries along.
+    """
+
+    controls: list[Any]
+    infotext_fields: list[tuple[Any, Any]]
+    paste_field_names: list[str]
+
+
+def build(tab: str, host: WebuiHost) -> Panel:
+    """Lay out the panel of one tab."""
+    with gr.Accordion("VAE Kit", open=False, elem_id=f"vae_kit_{tab}", elem_classes=["vae-kit"]):
+        active = gr.HTML(sentence(host), elem_id=f"vae_kit_{tab}_active", elem_classes=["vae-kit"])
+        with gr.Row(elem_classes=["vae-kit-row"]):
+            specs = [spec for spec in job_specs() if tab == "txt2img" or spec.name != "hires_vae"]
+            controls = [_dropdown(tab, spec, host) for spec in specs]
+            # pressed by javascript/vae_kit.js when something may have changed
+            refresh = gr.Button(
+                "\U0001f504", elem_id=f"vae_kit_{tab}_refresh", elem_classes=["tool", "vae-kit-refresh"]
+            )
+    refresh.click(
+        lambda: [sentence(host), *(gr.update(choices=host.choices()) for _ in controls)],
+        inputs=[],
+        outputs=[active, *controls],
+        show_progress=False,
+    )
+    fields = [(control, _paster(spec)) for control, spec in zip(controls, specs, strict=True)]
+    return Panel(controls, fields, [spec.infotext for spec in specs])
+
+
+def _dropdown(tab: str, spec: Spec, host: WebuiHost) -> Any:
+    return gr.Dropdown(
+        host.choices(),
+        value=spec.default,
+        label=spec.label,
+        info=spec.help,
+        elem_id=f"vae_kit_{tab}_{spec.name}",
+    )
+
+
+def _paster(spec: Spec) -> Callable[[dict[str, str]], str]:
+    """A picture without the key was made with the default: a choice left from before must not stay."""
+    return lambda parameters: parameters.get(spec.infotext, str(spec.default))
+
+
+def sentence(host: WebuiHost) -> str:
+    """The live sentence as HTML."""
+    return sentence_of(host.status())
+
+
+def sentence_of(status: VaeStatus) -> str:
+    """Name, facts and reason, each in an element of its own, so that the host can translate what is language."""
+    if not status.checkpoint:
+        return f'<p class="vae-kit-active" data-vae-kit-waiting="1"><span>{escape(status.reason)}</span></p>'
+    name = "the checkpoint's own" if status.name == NONE else status.name
+    facts = [f"<span>{escape(fact)}</span>" for fact in (status.family, status.precision) if fact]
+    if status.sha256:
+        facts.append(f'<span>hash</span> <code title="{status.sha256}">{status.sha256[:HASH_DIGITS]}</code>')
+    warnings = "".join(f'<p class="vae-kit-warning">{escape(text)}</p>' for text in status.warnings)
+    return (
+        f'<p class="vae-kit-active"><span>Active VAE</span> <b>{escape(name)}</b> '
+        f"<span class='vae-kit-facts'>{' · '.join(facts)}</span> "
+        f"<span class='vae-kit-reason'>{reason_html(status)}</span></p>{warnings}"
+    )
+
+
+def reason_html(status: VaeStatus) -> str:
+    """The reason with the names of files set apart from the words."""
+    names = [re.escape(name) for name in (status.name, status.checkpoint) if name and name not in (NONE, AUTOMATIC)]
+    if not names:
+        return f"<span>{escape(status.reason)}</span>"
+    parts = re.split(f"({'|'.join(names)})", status.reason)
+    marked = [f"<b>{escape(part)}</b>" if i % 2 else f"<span>{escape(part)}</span>" for i, part in enumerate(parts)]
+    return "".join(part for part in marked if part != "<span></span>")

@@ -1,0 +1,91 @@
+"""The panel under txt2img and img2img, and what happens to a job on its way through the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modules import scripts
+
+from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.webui import panel
+from sd_vae_kit.webui.job_settings import JobVaes, job_from
+from sd_vae_kit.webui.running import running
+
+XYZ_VALUES = "_vae_kit_xyz"  # attribute of the job that XYZ axes write into
+
+
+class VaeKitScript(scripts.Script):
+    """Reads the panel's values and hands them to the adapter; holds no state between hooks.
+
+    A VAE that was chosen for the job and cannot be used stops the job: a picture by another VAE than the one asked for
+    would look like success.
+    """
+
+    def title(self) -> str:
+        return "VAE Kit"
+
+    def show(self, is_img2img: bool) -> object:
+        return scripts.AlwaysVisible if running() else False
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        host = running()
+        if host is None:
+            return []
+        built = panel.build("img2img" if is_img2img else "txt2img", host)
+        self.infotext_fields = built.infotext_fields
+        self.paste_field_names = built.paste_field_names
+        return built.controls
+
+    def before_process(self, p: Any, *values: object) -> None:
+        """Before the host stores the options it will restore: make it store all of them."""
+        host = running()
+        if host is not None:
+            host.keep_leaks(p.override_settings or {})
+
+    def process(self, p: Any, *values: object) -> None:
+        self._use(p, values, lambda job: job.vae)
+        host = running()
+        if host is not None:
+            p.extra_generation_params.update(_choice_of(p, values).infotext())
+            p.sd_vae_name, p.sd_vae_hash = host.names_in_infotext()  # the host took them before this hook
+
+    def before_process_batch(self, p: Any, *values: object, **_: object) -> None:
+        self._use(p, values, lambda job: job.vae)
+
+    def process_before_every_sampling(self, p: Any, *values: object, **_: object) -> None:
+        in_hires = bool(getattr(p, "is_hr_pass", False))
+        self._use(p, values, lambda job: job.for_hires if in_hires else job.vae)
+
+    def postprocess(self, p: Any, processed: object, *values: object) -> None:
+        host = running()
+        if host is not None:
+            host.end_job()
+
+    def _use(self, p: Any, values: tuple[object, ...], which: Any) -> None:
+        host = running()
+        if host is None:
+            return
+        try:
+            host.use_for_job(which(_choice_of(p, values)))
+        except VaeKitError as error:
+            host.notify(str(error), "error")
+            stop(p, host.refusal(error))
+
+
+def _choice_of(p: Any, values: tuple[object, ...]) -> JobVaes:
+    return job_from(values, getattr(p, XYZ_VALUES, None))
+
+
+def stop(p: Any, error: Exception) -> None:
+    """Let the job fail with `error`.
+
+    A hook's own exception is only printed and the job goes on (scripts.py:820), so the host's next step raises it:
+    `init` before the first batch, `sample` after that.
+    """
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    p.init = p.sample = fail
+    if getattr(p, "sampler", None) is not None:
+        p.sampler.sample = p.sampler.sample_img2img = fail
