@@ -3,6 +3,8 @@
 On the CPU an exchange assigns storage (`param.data = tensor`), which takes milliseconds where copying 335 MB takes a
 hundred; on an accelerator it copies into place, so that no second copy occupies its memory.  The module object, its
 parameters' identity, their dtype and device stay what they were, so whatever the host keeps about them stays valid.
+A model loaded in inference mode (Forge) takes storage made in inference mode only: a parameter that got other storage
+would be neither kind of tensor and fail in its next convolution.
 """
 
 from __future__ import annotations
@@ -25,19 +27,24 @@ class LiveWeights:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        tensors = _tensors_of(module)
         self.module = module
         self.detection: Detection = detect({k: TensorInfo(t.dtype, tuple(t.shape)) for k, t in tensors.items()})
         self.tensors = {name: tensors[live_name] for name, live_name in self.detection.names.items()}
+
+    def is_current(self) -> bool:
+        """Whether the module still has the very tensors found here; a host may have put others in their place."""
+        tensors = _tensors_of(self.module)
+        return all(tensors.get(live) is self.tensors[name] for name, live in self.detection.names.items())
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of the weights on the CPU."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.tensors.items()}
 
     def fits(self, prepared: Mapping[str, Tensor]) -> bool:
-        """Whether `prepared` can be installed as it is: same names, shapes, dtypes; storage on the CPU."""
+        """Whether `prepared` can be installed as it is: same names, shapes, dtypes, mode; storage on the CPU."""
         return prepared.keys() == self.tensors.keys() and all(
-            t.shape == prepared[name].shape and t.dtype == prepared[name].dtype for name, t in self.tensors.items()
+            _is_like(prepared[name], live) for name, live in self.tensors.items()
         )
 
     def check(self, state: Mapping[str, Tensor], label: str) -> None:
@@ -70,10 +77,11 @@ class LiveWeights:
         prepared = {}
         for name, live in self.tensors.items():
             old = out.get(name) if out else None
-            if old is None or old.dtype != live.dtype or old.shape != live.shape or old.device.type != "cpu":
-                old = torch.empty(live.shape, dtype=live.dtype)
-            # diffusers keeps attention projections as (C, C) where ldm has (C, C, 1, 1): the same numbers
-            prepared[name] = old.copy_(state[name].reshape(live.shape))
+            with torch.inference_mode(live.is_inference()), torch.no_grad():
+                if old is None or not _is_like(old, live) or old.device.type != "cpu":
+                    old = torch.empty(live.shape, dtype=live.dtype)
+                # diffusers keeps attention projections as (C, C) where ldm has (C, C, 1, 1): the same numbers
+                prepared[name] = old.copy_(state[name].reshape(live.shape))
         return prepared
 
     @property
@@ -108,11 +116,20 @@ class LiveWeights:
         return previous
 
 
+def _is_like(tensor: Tensor, live: Tensor) -> bool:
+    is_same_kind = tensor.dtype == live.dtype and tensor.is_inference() == live.is_inference()
+    return is_same_kind and tensor.shape == live.shape
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 def _takes_storage(live: Tensor) -> bool:
-    return live.device.type == "cpu" and not live.is_inference()
+    return live.device.type == "cpu"
 
 
 def _copy_into(live: Tensor, values: Tensor) -> None:
-    """Copy into a tensor that may have been made under inference mode (Forge loads its models there)."""
+    """Copy into a tensor that may have been made in inference mode."""
     with torch.inference_mode(live.is_inference()), torch.no_grad():
         live.detach().copy_(values)
