@@ -54,3 +54,35 @@ class NanError(VaeKitError):
 
 class Interrupted(VaeKitError):  # noqa: N818 - not a failure: the user asked for it
     """The user stopped the work."""
+
+
+class DownloadError(VaeKitError):
+    """A file could not be fetched; nothing half-installed is left."""
+
+
+class OfflineError(DownloadError):
+    """Downloads are switched off; nothing was contacted."""
+
+
+class TransferError(DownloadError):
+    """A connection or server failed; what arrived is kept and the next try goes on from there."""
+
+
+class RefusedAddressError(DownloadError):
+    """An address that is not contacted: not https, or unable to prove its identity."""
+
+
+class WrongContentError(DownloadError):
+    """Something else than the expected file arrived: other hash or length, a web page, compressed."""
+
+
+class NoSpaceError(DownloadError):
+    """The disk is full, or would be."""
+
+
+class TargetExistsError(DownloadError):
+    """Another file has the name already; it was not touched."""
+
+
+class ConsentError(DownloadError):
+    """The file is only fetched after the user agreed: it cannot be verified, or its licence is unclear."""

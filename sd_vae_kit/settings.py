@@ -1,7 +1,7 @@
 """Everything a user can set, as data: one frozen dataclass per feature, a sentence per setting.
 
 User interface, command line, hosts' option pages, API arguments and infotext are made from these fields; nothing
-about a setting is written down twice.  `SettingsStore` keeps the stand-alone app's values on disk; a host keeps its own.
+about a setting is written down twice.  `SettingsStore` keeps the stand-alone app's values on disk; a host its own.
 """
 
 from __future__ import annotations
@@ -195,15 +195,101 @@ class SavingSettings:
 
 
 @dataclass(frozen=True)
+class DownloadSettings:
+    """Fetching VAEs that the catalogue knows; nothing is ever fetched without being asked for."""
+
+    offline: bool = setting(
+        False,
+        Spec("Never download", "Nothing is contacted; asking for a download is answered with an error.", "checkbox"),
+    )
+    proxy: str = setting(
+        "",
+        Spec(
+            "Proxy",
+            "Address such as http://proxy:3128; empty takes the system's proxy, the word direct uses none.",
+            "text",
+        ),
+    )
+    http: str = setting(
+        "never",
+        Spec(
+            "Unencrypted http",
+            "never contacts https addresses only, loopback also http on this computer, always any http address.",
+            "choice",
+            choices=("never", "loopback", "always"),
+        ),
+    )
+    connect_seconds: float = setting(
+        10.0,
+        Spec(
+            "Connection timeout",
+            "How long a server may take to accept a connection.",
+            "slider",
+            minimum=1,
+            maximum=120,
+            step=1,
+            unit="s",
+        ),
+    )
+    stall_seconds: float = setting(
+        30.0,
+        Spec(
+            "Stall timeout",
+            "A connection that stays below the lowest speed for so long is given up and tried again.",
+            "slider",
+            minimum=1,
+            maximum=600,
+            step=1,
+            unit="s",
+        ),
+    )
+    min_kb_per_second: float = setting(
+        1.0,
+        Spec(
+            "Lowest speed",
+            "Slower connections count as stalled; 0 accepts any that is not silent.",
+            "slider",
+            minimum=0,
+            maximum=1000,
+            step=1,
+            unit="KiB/s",
+        ),
+    )
+    attempts: int = setting(
+        3,
+        Spec(
+            "Tries per address",
+            "How often a cut connection is opened again before the next mirror is tried.",
+            "slider",
+            minimum=1,
+            maximum=20,
+            step=1,
+        ),
+    )
+    max_redirects: int = setting(
+        5,
+        Spec(
+            "Redirections followed",
+            "An address that redirects more often than this is given up.",
+            "slider",
+            minimum=0,
+            maximum=20,
+            step=1,
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class Settings:
     """All sections; the field's name is the section's name, the class's docstring its explanation."""
 
     vae: VaeSettings = VaeSettings()
     preview: PreviewSettings = PreviewSettings()
     saving: SavingSettings = SavingSettings()
+    download: DownloadSettings = DownloadSettings()
 
 
-SECTION_TITLES = {"vae": "VAE", "preview": "Live preview", "saving": "Saving pictures"}
+SECTION_TITLES = {"vae": "VAE", "preview": "Live preview", "saving": "Saving pictures", "download": "Downloads"}
 
 
 def specs() -> Iterator[Spec]:

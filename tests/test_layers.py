@@ -15,7 +15,7 @@ HOST = {"modules", "modules_forge", "backend", "ldm_patched", "launch"}
 NEVER = {"ldm", "sgm"}  # the host's own copies differ from host to host; its modules are reached through sd_model
 
 BASE = {"errors", "settings"}
-FILES = BASE | {"core", "library", "catalogue", "pictures", "infotext"}  # no host needed
+FILES = BASE | {"core", "library", "catalogue", "download", "pictures", "infotext", "latent_file"}  # no host needed
 BELOW_UI = FILES | {"host", "features", "demo"}
 
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # layer: (own layers below it, third-party packages)
@@ -25,14 +25,17 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # layer: (own layers below
     "core": (BASE, TORCH),
     "pictures": ({"errors", "infotext"}, {"PIL", "numpy", "torch"}),
     "library": (BASE | {"core"}, TORCH),
-    "catalogue": (BASE | {"core", "library"}, {"requests", "tqdm"}),
+    "latent_file": (BASE | {"core"}, TORCH),
+    "catalogue": (BASE | {"core"}, set()),
+    "download": (BASE, {"requests"}),
     "host": (BASE | {"core"}, {"torch"}),
     "demo": (BASE | {"core", "pictures"}, TORCH | {"PIL", "numpy"}),
     "features": (FILES | {"host"}, {"torch", "numpy", "PIL"}),
     "adapters": (BELOW_UI, TORCH | {"numpy", "PIL", "diffusers"} | HOST),
     "ui": (BASE | {"library", "catalogue", "host", "features", "pictures", "infotext"}, {"gradio", "PIL", "numpy"}),
-    "webui": (BELOW_UI | {"adapters", "ui"}, HOST | {"gradio", "torch"}),
-    "app": (BELOW_UI | {"adapters", "ui"}, {"gradio", "platformdirs", "PIL"}),
+    "api": (FILES | {"host"}, TORCH | {"fastapi", "pydantic"}),
+    "webui": (BELOW_UI | {"api", "adapters", "ui"}, HOST | {"gradio", "torch", "fastapi", "pydantic", "PIL"}),
+    "app": (BELOW_UI | {"api", "adapters", "ui"}, {"gradio", "platformdirs", "PIL"}),
     "cli": (FILES | {"host", "features"}, TORCH | {"PIL", "numpy", "tqdm", "platformdirs"}),
     "__init__": (set(), set()),
     "__main__": ({"errors", "cli", "app"}, set()),
