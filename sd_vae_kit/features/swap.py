@@ -52,9 +52,23 @@ class StoredVae:
 class Slot:
     """A module that can be live and whose weights it holds."""
 
-    module: nn.Module
-    config: object
+    weights: LiveWeights
     holding: Key
+
+    @property
+    def module(self) -> nn.Module:
+        return self.weights.module
+
+    @property
+    def config(self) -> object:
+        """Its architecture."""
+        return self.weights.detection.config
+
+    def refresh(self) -> LiveWeights:
+        """The weights as they are found in the module now (finding them takes longer than exchanging them)."""
+        if not self.weights.is_current():
+            self.weights = LiveWeights(self.module)
+        return self.weights
 
 
 @dataclass(frozen=True)
@@ -152,7 +166,7 @@ class Swapper:
         if module is None:
             raise VaeMismatchError("No checkpoint is loaded, so there is no VAE to exchange; load one first.")
         if self._live is None or self._live.module is not module:
-            self._live = self._own = Slot(module, LiveWeights(module).detection.config, OWN_KEY)
+            self._live = self._own = Slot(LiveWeights(module), OWN_KEY)
             self._stored.pop(OWN_KEY, None)
         return self._live
 
@@ -182,7 +196,7 @@ class Swapper:
     def _exchange(self, live: Slot, stored: StoredVae, key: Key, label: str) -> None:
         """Change what is live; all that can fail on the user's account is done before the first byte moves."""
         target = self._slot_for(live, stored.weights, key, label)
-        weights = LiveWeights(target.module)
+        weights = target.refresh()
         prepared, previous = None, {}
         if target.holding != key:
             weights.check(stored.weights.state, label)
@@ -215,7 +229,7 @@ class Swapper:
                 f"and {self._host.name} cannot exchange the network itself; choose a VAE of the same architecture."
             )
         copies = {name: tensor.clone() for name, tensor in weights.state.items()}
-        return Slot(build(VaeWeights(weights.detection, copies, weights.metadata)), config, key)
+        return Slot(LiveWeights(build(VaeWeights(weights.detection, copies, weights.metadata))), key)
 
     def _recycle(self, left: Key, weights: LiveWeights, previous: dict[str, Tensor]) -> None:
         """Let the VAE that just left become ready again, in the storage it had if no module uses that any more."""
