@@ -18,7 +18,9 @@ def detect_host() -> WebuiHost | None:
     if find_spec("modules") is None or find_spec("modules.sd_vae") is None:
         return None
     if find_spec("backend") is not None and find_spec("modules_forge") is not None:
-        return None
+        from sd_vae_kit.adapters import forge
+
+        return forge.create()
     if find_spec("modules.sd_hijack") is None or find_spec("modules.lowvram") is None:
         return None
     from sd_vae_kit.adapters import a1111

@@ -42,7 +42,7 @@ from sd_vae_kit.library import Entry, Folder, FolderKind, Library
 
 VAE_CALLS = ("decode_first_stage", "encode_first_stage")
 # Core options the VAE depends on; a request's override of one that was never saved stays for ever (processing.py:823).
-CORE_OPTIONS = (
+CORE_OPTIONS: tuple[str, ...] = (
     "sd_vae",
     "sd_vae_overrides_per_model_preferences",
     "sd_vae_encode_method",

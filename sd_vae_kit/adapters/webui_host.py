@@ -128,6 +128,13 @@ class WebuiHost(ABC):
     def install_page(self) -> None:  # noqa: B027 - most programs need nothing
         """Patches of what the program makes anew with its page; called while the settings page is built."""
 
+    def declare_sd_vae(self, dropdown: type) -> None:  # noqa: B027 - most programs have the option
+        """Give the program the option sd_vae, shown by `dropdown`; called while the settings page is built."""
+
+    def own_routes(self) -> dict[str, Callable[[], object]]:
+        """GET routes of A1111's API that this program lacks, by path."""
+        return {}
+
     def model_loaded(self, model: object) -> None:
         """The program has loaded a checkpoint or changed a model: new objects need the patches, too."""
         self.install()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gradio as gr
 from modules import script_callbacks
 
 from sd_vae_kit.webui import http, messages, options_page, xyz_axes
@@ -43,6 +44,7 @@ def add_settings() -> None:
     host = running()
     if host is not None:
         host.install_page()
+        host.declare_sd_vae(gr.Dropdown)
         options_page.add(host)
 
 

@@ -17,7 +17,10 @@ def add(host: WebuiHost, app: Any) -> None:
     """Add the routes where the host serves its own API (`--api`, `--nowebui`); once per app."""
     wanted = getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False)
     if wanted and not any(getattr(route, "path", "").startswith(PREFIX) for route in app.routes):
-        app.include_router(make_router(host, _guards(getattr(shared.cmd_opts, "api_auth", None))))
+        guards = _guards(getattr(shared.cmd_opts, "api_auth", None))
+        app.include_router(make_router(host, guards))
+        for path, endpoint in host.own_routes().items():
+            app.add_api_route(path, endpoint, methods=["GET"], dependencies=guards)
 
 
 def _guards(api_auth: str | None) -> list[Any]:
