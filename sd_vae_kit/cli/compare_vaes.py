@@ -1,0 +1,96 @@
+"""`compare`: one picture through several VAEs, as a sheet to look at and as numbers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from sd_vae_kit.cli.contact_sheet import RoundTrip, draw_sheet
+from sd_vae_kit.cli.encode_decode import run_whole
+from sd_vae_kit.cli.outcome import Outcome
+from sd_vae_kit.cli.targets import check_target
+from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_library, ready
+from sd_vae_kit.core.vae import Vae
+from sd_vae_kit.errors import OptionError
+from sd_vae_kit.library import Library
+from sd_vae_kit.pictures import (
+    Picture,
+    Pixels,
+    crop,
+    kind_by_name,
+    open_picture,
+    reflect_pad,
+    save_picture,
+    to_image,
+    to_pixels,
+)
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Encode and decode the picture with each VAE, write the sheet, report how close each came."""
+    target = check_target(options.output, options.image, *options.vae)
+    if kind_by_name(target) != "PNG":
+        raise OptionError(f"{options.output}: the sheet is a .png, so that the differences in it are true.")
+    picture = open_picture(options.image)
+    library = open_library(options)
+    trips, results, warnings = [], [], []
+    for name in options.vae:
+        pixels, facts = _round_trip(picture, library, name, options)
+        results.append({"vae": name, **facts, **_distance(picture.pixels, pixels)})
+        trips.append(RoundTrip(Path(name).name, _note(results[-1]), pixels))
+        warnings += [f"{name}: {warning}" for warning in facts["warnings"]]  # type: ignore[attr-defined]
+    save_picture(target, draw_sheet(picture.pixels, trips))
+    lines = [f"{result['vae']}: {_note(result)}" for result in results]
+    data: dict[str, object] = {"path": str(target), "results": results, "warnings": warnings}
+    return Outcome(data, [*lines, str(target)], warnings)
+
+
+def _round_trip(
+    picture: Picture, library: Library, name: str, options: argparse.Namespace
+) -> tuple[Pixels, dict[str, object]]:
+    chosen = choose(library, name, quiet=options.json)
+    encoder, decoder = _halves(chosen, library, options)
+    image, size = reflect_pad(to_image(picture), encoder.latent_format.downscale)
+    latent, encoding = run_whole(lambda: encoder.encode(image), encoder, chosen)
+    restored, decoding = run_whole(lambda: decoder.decode(latent), decoder, chosen)
+    facts: dict[str, object] = {
+        "family": chosen.family,
+        "dtype": encoding.dtype,
+        "seconds_encode": encoding.seconds,
+        "seconds_decode": decoding.seconds,
+        "vae_sha256": chosen.sha256,
+        "warnings": encoding.warnings,
+    }
+    return to_pixels(crop(restored, size))[0], facts
+
+
+def _halves(chosen: Chosen, library: Library, options: argparse.Namespace) -> tuple[Vae, Vae]:
+    """Encoder and decoder: of one file, or of a TAESD's two, `..._encoder...` and `..._decoder...` side by side."""
+    device = best_device()
+    vae = ready(chosen, family=None, dtype=options.dtype, device=device)
+    if vae.part == "both":
+        return vae, vae
+    missing = "decoder" if vae.part == "encoder" else "encoder"
+    other = chosen.entry.path.with_name(chosen.entry.path.name.replace(vae.part, missing))
+    if other == chosen.entry.path or not other.is_file():
+        raise OptionError(
+            f"{chosen.entry.name} holds only a {vae.part}; put the {missing} beside it "
+            f"(the same name with {missing!r} instead of {vae.part!r}), or choose a VAE with both."
+        )
+    second = ready(choose(library, str(other), quiet=options.json), family=None, dtype=options.dtype, device=device)
+    return (vae, second) if vae.part == "encoder" else (second, vae)
+
+
+def _distance(original: Pixels, restored: Pixels) -> dict[str, object]:
+    """How far two pictures are apart, in levels of 255; the PSNR of equal ones is infinite, written as `None`."""
+    distance = np.abs(original.astype(np.float64) - restored.astype(np.float64))
+    square = float((distance**2).mean())
+    psnr = None if square == 0 else round(10 * float(np.log10(255**2 / square)), 2)
+    return {"psnr_db": psnr, "mean_difference": round(float(distance.mean()), 3), "max_difference": int(distance.max())}
+
+
+def _note(result: dict[str, object]) -> str:
+    psnr = "equal" if result["psnr_db"] is None else f"{result['psnr_db']} dB"
+    return f"{psnr}, mean {result['mean_difference']}, max {result['max_difference']} of 255"

@@ -1,0 +1,115 @@
+"""From what was typed after --vae to a VAE that is ready to run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import torch
+
+from sd_vae_kit.catalogue import catalogue
+from sd_vae_kit.core.vae import Vae, VaeWeights, make_vae
+from sd_vae_kit.errors import OptionError, VaeNotFoundError
+from sd_vae_kit.library import Entry, Folder, Library, Progress
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+LARGE = 2**30  # bytes from which a hash takes long enough to show progress
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A VAE file that was read.
+
+    Attributes:
+        entry: Where it lies and what its header says.
+        weights: Its tensors.
+        sha256: Of the file.
+        family: Latent spaces it may belong to, after asking the catalogue: "sd1", "sd1|sdxl".
+    """
+
+    entry: Entry
+    weights: VaeWeights
+    sha256: str
+    family: str
+
+
+def open_library(options: argparse.Namespace) -> Library:
+    """The folders of --vae-dir, then the app's; hashes are kept in the app's cache.
+
+    Raises:
+        OptionError: A named folder does not exist.
+    """
+    for name in options.vae_dir:
+        if not Path(name).is_dir():
+            raise OptionError(f"--vae-dir {name} is not a folder.")
+    data = Path(options.data_dir or platformdirs.user_data_dir("vae-kit", appauthor=False)).expanduser()
+    folders = (*map(Path, options.vae_dir), data / "models" / "VAE", DEMO_FOLDER)
+    return Library([Folder(folder) for folder in folders], data / "cache" / "library.json")
+
+
+def choose(library: Library, name: str, *, quiet: bool) -> Chosen:
+    """Read the VAE that `name` means: a path if there is such a file, else a name in the library.
+
+    Raises:
+        VaeNotFoundError: Neither; the message says what is near.
+        VaeKitError: The file cannot be used, and why.
+    """
+    entry = _find(library, name)
+    weights = library.load(entry)
+    sha256 = library.sha256(entry, None if quiet or entry.size < LARGE else _progress_bar(entry))
+    known = catalogue().by_hash(sha256)
+    is_decided = known is not None and known.family in weights.detection.families
+    return Chosen(entry, weights, sha256, known.family if known and is_decided else weights.detection.family)
+
+
+def ready(chosen: Chosen, *, family: str | None, dtype: str, device: torch.device) -> Vae:
+    """Build the module on its device.
+
+    Args:
+        chosen: From `choose`.
+        family: The user's or the latent file's word; `None` takes what is known about the file.
+        dtype: "auto" is fp32 on a CPU, where half precision is slow and in older torch missing, else the file's own.
+        device: Where it runs.
+
+    Raises:
+        OptionError: The family is unknown or does not fit.
+    """
+    if family is None and chosen.family and "|" not in chosen.family:
+        family = chosen.family
+    wanted = DTYPES.get(dtype) or (torch.float32 if device.type == "cpu" else None)
+    vae = make_vae(chosen.weights, family=family, dtype=wanted, label=chosen.entry.name)
+    vae.module.to(device)
+    return vae
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _find(library: Library, name: str) -> Entry:
+    if Path(name).exists():
+        return library.entry_at(name)
+    library.refresh()
+    try:
+        return library.get(name)
+    except VaeNotFoundError as error:
+        raise VaeNotFoundError(f"There is no file {name}, and as a name in the library: {error}.") from error
+
+
+def _progress_bar(entry: Entry) -> Progress | None:
+    if not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    bar = tqdm(total=entry.size, unit="B", unit_scale=True, desc=f"hashing {entry.name}", leave=False)
+
+    def advance(done: int, total: int) -> None:
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return advance
