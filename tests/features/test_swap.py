@@ -1,6 +1,8 @@
 """Choosing a VAE: exact, reversible, all or nothing."""
 
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +24,10 @@ def random_vae(seed, net=NET, embed_dim=4, dtype=torch.float32):
     return AutoencoderKL(KlConfig(net, net, embed_dim=embed_dim)).eval().requires_grad_(False).to(dtype)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "VAE"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """The files every test starts from; made once."""
+    folder = tmp_path_factory.mktemp("template")
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
         save_file(random_vae(seed).state_dict(), folder / f"{name}.safetensors")
     save_file(random_vae(4, dtype=torch.float16).state_dict(), folder / "half.safetensors")
@@ -38,6 +40,11 @@ def folder(tmp_path):
     save_file(spoiled, folder / "spoiled.safetensors")
     (folder / "truncated.safetensors").write_bytes((folder / "a.safetensors").read_bytes()[:5000])
     return folder
+
+
+@pytest.fixture
+def folder(template, tmp_path):
+    return Path(shutil.copytree(template, tmp_path / "VAE"))
 
 
 @pytest.fixture
