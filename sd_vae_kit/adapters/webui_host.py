@@ -361,6 +361,17 @@ class WebuiHost(ABC):
         """Names for a dropdown of VAEs."""
         return [AUTOMATIC, NONE, *(entry.name for entry in self.library.entries)]
 
+    def full_name(self, typed: str) -> str:
+        """The library's name for what somebody typed, "Automatic" or "None".
+
+        Raises:
+            VaeNotFoundError: No such VAE, or several.
+        """
+        for special in (AUTOMATIC, NONE):
+            if typed.strip().lower() == special.lower():
+                return special
+        return self.library.get(typed.strip()).name
+
     def active(self) -> Active | None:
         """What is live in the model in use."""
         swapper = self._swappers.get(self.model) if self.model is not None else None

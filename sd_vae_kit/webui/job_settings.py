@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from sd_vae_kit.errors import SettingError
@@ -37,6 +37,10 @@ class JobVaes:
     def for_hires(self) -> str:
         """The VAE of the hires pass."""
         return self.vae if self.hires_vae == AUTOMATIC else self.hires_vae
+
+    def with_names(self, full_name: Callable[[str], str]) -> JobVaes:
+        """The same with every VAE's full name, as pictures and pages show it."""
+        return JobVaes(**{spec.name: full_name(getattr(self, spec.name)) for spec in job_specs()})
 
     def infotext(self) -> dict[str, str]:
         """What differs from the defaults, under its infotext key."""

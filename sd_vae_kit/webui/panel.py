@@ -12,6 +12,7 @@ import gradio as gr
 
 from sd_vae_kit.adapters.webui_host import VaeStatus, WebuiHost
 from sd_vae_kit.settings import AUTOMATIC, NONE, Spec
+from sd_vae_kit.ui import gradio_compat
 from sd_vae_kit.webui.job_settings import job_specs
 
 HASH_DIGITS = 10
@@ -43,11 +44,11 @@ def build(tab: str, host: WebuiHost) -> Panel:
             refresh = gr.Button(
                 "\U0001f504", elem_id=f"vae_kit_{tab}_refresh", elem_classes=["tool", "vae-kit-refresh"]
             )
-    refresh.click(
+    gradio_compat.listen(
+        refresh,
+        "click",
         lambda: [sentence(host), *(gr.update(choices=host.choices()) for _ in controls)],
-        inputs=[],
         outputs=[active, *controls],
-        show_progress=False,
     )
     fields = [(control, _paster(spec)) for control, spec in zip(controls, specs, strict=True)]
     return Panel(controls, fields, [spec.infotext for spec in specs])

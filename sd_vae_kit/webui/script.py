@@ -43,37 +43,35 @@ class VaeKitScript(scripts.Script):
             host.keep_leaks(p.override_settings or {})
 
     def process(self, p: Any, *values: object) -> None:
-        self._use(p, values, lambda job: job.vae)
-        host = running()
-        if host is not None:
-            p.extra_generation_params.update(_choice_of(p, values).infotext())
+        host, choice = running(), self._use(p, values, in_hires=False)
+        if host is not None and choice is not None:
+            p.extra_generation_params.update(choice.infotext())
             p.sd_vae_name, p.sd_vae_hash = host.names_in_infotext()  # the host took them before this hook
 
     def before_process_batch(self, p: Any, *values: object, **_: object) -> None:
-        self._use(p, values, lambda job: job.vae)
+        self._use(p, values, in_hires=False)
 
     def process_before_every_sampling(self, p: Any, *values: object, **_: object) -> None:
-        in_hires = bool(getattr(p, "is_hr_pass", False))
-        self._use(p, values, lambda job: job.for_hires if in_hires else job.vae)
+        self._use(p, values, in_hires=bool(getattr(p, "is_hr_pass", False)))
 
     def postprocess(self, p: Any, processed: object, *values: object) -> None:
         host = running()
         if host is not None:
             host.end_job()
 
-    def _use(self, p: Any, values: tuple[object, ...], which: Any) -> None:
+    def _use(self, p: Any, values: tuple[object, ...], *, in_hires: bool) -> JobVaes | None:
+        """Make the pass's VAE live; None where nothing was done, because it cannot be or the extension is off."""
         host = running()
         if host is None:
-            return
+            return None
         try:
-            host.use_for_job(which(_choice_of(p, values)))
+            choice = job_from(values, getattr(p, XYZ_VALUES, None)).with_names(host.full_name)
+            host.use_for_job(choice.for_hires if in_hires else choice.vae)
         except VaeKitError as error:
             host.notify(str(error), "error")
             stop(p, host.refusal(error))
-
-
-def _choice_of(p: Any, values: tuple[object, ...]) -> JobVaes:
-    return job_from(values, getattr(p, XYZ_VALUES, None))
+            return None
+        return choice
 
 
 def stop(p: Any, error: Exception) -> None:

@@ -9,7 +9,6 @@ from modules import scripts
 
 from sd_vae_kit.adapters.webui_host import WebuiHost
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.settings import AUTOMATIC, NONE
 from sd_vae_kit.webui.job_settings import job_specs
 from sd_vae_kit.webui.script import XYZ_VALUES
 
@@ -27,7 +26,7 @@ def add(host: WebuiHost) -> None:
                     plot.AxisOption(
                         PREFIX + spec.label,
                         str,
-                        _writer(host, spec.name),
+                        _writer(spec.name),
                         confirm=_checker(host),
                         choices=host.choices,
                         cost=0.1,
@@ -35,31 +34,20 @@ def add(host: WebuiHost) -> None:
                 )
 
 
-def _writer(host: WebuiHost, name: str) -> Callable[[Any, str, Sequence[str]], None]:
+def _writer(name: str) -> Callable[[Any, str, Sequence[str]], None]:
     def apply(p: Any, value: str, values: Sequence[str]) -> None:
-        setattr(p, XYZ_VALUES, {**getattr(p, XYZ_VALUES, {}), name: full_name(host, value)})
+        setattr(p, XYZ_VALUES, {**getattr(p, XYZ_VALUES, {}), name: value})
 
     return apply
 
 
 def _checker(host: WebuiHost) -> Callable[[Any, Sequence[str]], None]:
     def confirm(p: Any, values: Sequence[str]) -> None:
+        """Before the first cell; the plot shows the line and does not start."""
         for value in values:
-            full_name(host, value)
+            try:
+                host.full_name(value)
+            except VaeKitError as error:
+                raise RuntimeError(str(error)) from error
 
     return confirm
-
-
-def full_name(host: WebuiHost, value: str) -> str:
-    """The library's name for what was typed.
-
-    Raises:
-        RuntimeError: No such VAE; the plot shows the line and does not start.
-    """
-    for special in (AUTOMATIC, NONE):
-        if value.strip().lower() == special.lower():
-            return special
-    try:
-        return host.library.get(value.strip()).name
-    except VaeKitError as error:
-        raise RuntimeError(str(error)) from error
