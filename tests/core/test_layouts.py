@@ -95,8 +95,8 @@ def test_a_converters_mixture_of_both_layouts_is_understood():
     assert layouts.kl_from_ldm("decoder.mid.attn_1.to_out.0.bias") == "decoder.mid.attn_1.proj_out.bias"
 
 
-@given(
-    st.integers(1, 6), st.integers(1, 4), st.booleans(), st.booleans()
+@settings(max_examples=25)
+@given(st.integers(1, 6), st.integers(1, 4), st.booleans(), st.booleans()
 )  # fmt: skip
 def test_names_of_any_network_survive_the_way_to_diffusers_and_back(levels, blocks, quant_conv, attention):
     config = kl_config(
