@@ -68,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Interrupted):
         print("Stopped.", file=sys.stderr)
         return INTERRUPTED
-    except UsageError as error:
+    except (UsageError, VaeKitError) as error:
         return _failed(str(error))
-    except VaeKitError as error:
-        return _failed(str(error))
+    except OSError as error:
+        return _failed(f"{error.filename or 'A file'} cannot be used: {error.strerror or error}; name another.")
     except MemoryError:
         return _failed("There is not enough memory for this; use a smaller picture or a smaller VAE.")
     _show(outcome, as_json=options.json)
