@@ -114,7 +114,7 @@ class WebuiHost(ABC):
         self.vae_listeners: list[Callable[[], None]] = []
         self.refusal: Callable[[VaeKitError], Exception] = lambda error: error
         self._swappers: weakref.WeakKeyDictionary[nn.Module, Swapper] = weakref.WeakKeyDictionary()
-        self._unknown: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._known: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()  # VAE modules
         self._job_vae: str | None = None
         self._said: set[str] = set()
         self._lock = threading.RLock()
@@ -245,28 +245,31 @@ class WebuiHost(ABC):
 
     def swapper(self, model: nn.Module) -> Swapper | None:
         """The swapper of one model; None for a VAE nobody here knows, where the program does as without us."""
+        module = self.first_stage_of(model)
         with self._lock:
+            if module is None or not self._knows(module):
+                return None
             swapper = self._swappers.get(model)
-            if swapper is None and self._knows_vae_of(model):
+            if swapper is None:
                 swapper = self._swappers[model] = Swapper(ModelView(self, model), self.library)
             return swapper
 
-    def _knows_vae_of(self, model: nn.Module) -> bool:
-        module = self.first_stage_of(model)
-        if module is None or model in self._unknown:
-            return False
-        try:
-            LiveWeights(module)
-        except VaeKitError as error:
-            self._unknown.add(model)
-            self.notify_once(f"VAE Kit leaves the VAE of this model to the web UI: {error}", "warning")
-            return False
-        return True
+    def _knows(self, module: nn.Module) -> bool:
+        if module not in self._known:
+            try:
+                LiveWeights(module)
+                self._known[module] = True
+            except VaeKitError as error:
+                self._known[module] = False
+                self.notify_once(f"VAE Kit leaves the VAE of this model to the web UI: {error}", "warning")
+        return self._known[module]
 
     def model_changed(self, model: nn.Module) -> None:
         """The program has put other weights into `model`: what was known of its VAE is void."""
+        module = self.first_stage_of(model)
         with self._lock:
-            self._unknown.discard(model)
+            if module is not None:
+                self._known.pop(module, None)
             swapper = self._swappers.get(model)
             if swapper is not None:
                 swapper.checkpoint_changed()
