@@ -176,7 +176,10 @@ class _Cache:
         return record
 
     def forget_missing(self, folders: Iterable[Path]) -> None:
-        """Drop records of files that are gone from folders that are there; a drive that is off keeps its records."""
+        """Drop records of files that are gone from these folders, in which others were found.
+
+        A folder that is missing or empty may be a drive that is not connected: its records stay.
+        """
         roots = tuple(str(folder) + os.sep for folder in folders)
         for key in [key for key in self.records if key.startswith(roots) and not os.path.isfile(key)]:  # noqa: PTH113
             del self.records[key]
