@@ -357,12 +357,12 @@ def is_pointwise(module: nn.Module) -> bool:
         return False
     x = torch.linspace(-8.0, 8.0, 96).reshape(1, 4, 6, 4)
     try:
-        whole, part, turned = module(x.clone()), module(x[:, :, 2:4].clone()), module(x.flip(1).clone())
+        whole, rows, channel = (module(part.clone()) for part in (x, x[:, :, 2:4], x[:, :1]))
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
     if not isinstance(whole, Tensor) or whole.shape != x.shape:
         return False
-    return torch.equal(whole[:, :, 2:4], part) and torch.equal(whole.flip(1), turned)
+    return torch.equal(whole[:, :, 2:4], rows) and torch.equal(whole[:, :1], channel)
 
 
 # ldm and its copies
@@ -445,7 +445,7 @@ def _resnet(builder: _Builder, block: Any) -> None:
     builder.untouched(block)
     if not _has(block, "norm1", "conv1", "norm2", "conv2"):
         raise UnsupportedVaeError(f"{builder.name(block)} ({type(block).__name__}) is not a residual block.")
-    if getattr(block, "time_embedding_norm", "default") != "default" or any(
+    if getattr(block, "time_embedding_norm", "default") in ("scale_shift", "spatial", "ada_group") or any(
         getattr(block, name, None) is not None for name in ("upsample", "downsample")
     ):
         raise UnsupportedVaeError(f"{builder.name(block)} resamples or takes a time embedding.")
