@@ -80,6 +80,11 @@ class Copy:
         command = [sys.executable, "-m", "venv", "--without-pip", str(self.root / ".venv")]
         subprocess.run(command, check=True)
         self.add_module("pip", FAKE_PIP)
+        if sys.version_info < (3, 11):  # where launch.py reads TOML with the real pip's tomli
+            import pip._vendor.tomli
+
+            tomli = Path(pip._vendor.tomli.__file__).parent
+            shutil.copytree(tomli, self.packages / "pip" / "_vendor" / "tomli")
 
     def let_pip(self, behaviour: str) -> None:
         (self.packages / "pip" / "behaviour").write_text(behaviour)
