@@ -13,6 +13,7 @@ from sd_vae_kit.adapters.webui_host import WebuiHost
 from sd_vae_kit.settings import Spec, specs
 
 SECTION = ("vae_kit", "VAE Kit")
+CATEGORY = "sd"  # among "Stable Diffusion", where the host's own VAE page is
 # Sections that the host has options of its own for: VAE and its cache, live previews, saving of pictures.
 OWNED_BY_HOST = ("vae", "preview", "saving")
 FIRST_START_DONE = "vae_kit_first_start_done"
@@ -47,6 +48,7 @@ def option_info(spec: Spec, host: WebuiHost) -> Any:
         infotext=spec.infotext or None,
         onchange=host.on_repair_changed if spec.section == "repairs" else None,
     )
+    info.category_id = CATEGORY
     return info.info(spec.help.rstrip("."))
 
 

@@ -285,7 +285,9 @@ def wait_until(condition, seconds: float, webui: WebUi) -> None:
 
 
 def _is_up(webui: WebUi) -> bool:
-    """Whether it answers; the first request for the loaded model waits for it."""
+    """Whether it has started; asked any earlier, A1111 fails to add its API to an app that already serves."""
+    if "Startup time" not in webui.log:
+        return False
     try:
         return webui.call("/sdapi/v1/options").status == 200 and webui.call("/sdapi/v1/sd-models").status == 200
     except OSError:

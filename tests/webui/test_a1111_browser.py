@@ -1,0 +1,152 @@
+"""A1111 with this extension in a real Chromium: the top bar, the panel, the settings page."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from installation import A1111, start
+from playwright.sync_api import Page, expect, sync_playwright
+from vae_variants import smallest_checkpoint, write_variants
+
+pytestmark = pytest.mark.webui
+
+SHOTS = "VAE_KIT_SCREENSHOTS"  # a folder: screenshots are saved there
+LOAD_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def webui(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vaes")
+    checkpoint = smallest_checkpoint(A1111.folder())
+    write_variants(folder, checkpoint)
+    webui = start(A1111, tmp_path_factory.mktemp("a1111"), f"--vae-dir={folder}", f"--ckpt={checkpoint}")
+    yield webui
+    webui.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if not path:
+        pytest.skip("no Chromium on this computer")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, webui):
+    page = browser.new_page(viewport={"width": 1280, "height": 960})
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(webui.url)
+    expect(page.locator("#setting_sd_vae")).to_be_visible(timeout=LOAD_MS)
+    before = len(webui.log)
+    yield page
+    page.close()
+    assert not wrong
+    assert "Traceback" not in webui.log[before:], webui.log[before:]
+
+
+def choose(page: Page, name: str) -> None:
+    """Pick from the top bar, as a user does."""
+    page.locator("#setting_sd_vae input").click()
+    option = page.locator("#setting_sd_vae ul.options li").filter(has_text=re.compile(rf"^\W*{re.escape(name)}\s*$"))
+    option.click()
+
+
+def open_panel(page: Page, tab: str = "txt2img") -> None:
+    panel = page.locator(f"#vae_kit_{tab}")
+    if not panel.locator("label").first.is_visible():
+        panel.locator(".label-wrap").first.click()
+
+
+def sentence(page: Page, tab: str = "txt2img"):
+    return page.locator(f"#vae_kit_{tab}_active").first
+
+
+def save(page: Page, name: str) -> None:
+    folder = os.environ.get(SHOTS)
+    if folder:
+        page.screenshot(path=Path(folder) / f"a1111_{name}.png")
+
+
+def generate(page: Page) -> str:
+    """Press Generate with a small picture; the picture's address."""
+    page.locator("#txt2img_seed input").fill("1")
+    for side in ("width", "height"):
+        page.locator(f"#txt2img_{side} input[type=number]").fill("64")
+    page.locator("#txt2img_steps input[type=number]").fill("2")
+    old = page.locator("#txt2img_gallery img").first
+    before = old.get_attribute("src") if old.count() else ""
+    page.locator("#txt2img_generate").click()
+    shown = page.locator("#txt2img_gallery img").first
+    expect(shown).not_to_have_attribute("src", before or "", timeout=LOAD_MS)
+    expect(page.locator("#html_info_txt2img")).to_contain_text("Steps: 2", timeout=LOAD_MS)
+    return page.locator("#html_info_txt2img").inner_text()
+
+
+def test_the_dropdown_in_the_top_bar_changes_the_picture(page):
+    open_panel(page)
+    expect(sentence(page)).to_contain_text("Automatic", timeout=LOAD_MS)
+    own = generate(page)
+    assert "VAE:" not in own
+    choose(page, "plain.safetensors")
+    expect(sentence(page)).to_contain_text("plain.safetensors was chosen in the SD VAE dropdown", timeout=LOAD_MS)
+    expect(sentence(page)).to_contain_text(re.compile("hash [0-9a-f]{10}"))
+    made = generate(page)
+    assert "VAE: plain.safetensors" in made
+    page.evaluate("window.scrollTo(0, 0)")
+    save(page, "panel")
+
+
+def test_a_bad_choice_goes_back_and_says_why(page):
+    choose(page, "other.safetensors")
+    expect(page.locator("#setting_sd_vae input")).to_have_value("other.safetensors")
+    choose(page, "cut.safetensors")
+    expect(page.locator(".toast-wrap")).to_contain_text("The option stays at other.safetensors", timeout=LOAD_MS)
+    expect(page.locator("#setting_sd_vae input")).to_have_value("other.safetensors")
+    save(page, "refused")
+
+
+def test_reloading_the_page_keeps_the_choice(page):
+    choose(page, "one/same.safetensors")
+    expect(page.locator("#setting_sd_vae input")).to_have_value("one/same.safetensors")
+    open_panel(page)
+    expect(sentence(page)).to_contain_text("one/same.safetensors", timeout=LOAD_MS)
+    page.reload()
+    expect(page.locator("#setting_sd_vae input")).to_have_value("one/same.safetensors", timeout=LOAD_MS)
+    open_panel(page)
+    expect(sentence(page)).to_contain_text("one/same.safetensors", timeout=LOAD_MS)
+
+
+def test_the_panel_is_in_both_tabs(page):
+    page.locator("#tabs > .tab-nav button", has_text="img2img").click()
+    open_panel(page, "img2img")
+    expect(sentence(page, "img2img")).to_contain_text("Active VAE")
+    expect(page.locator("#vae_kit_img2img")).to_contain_text("VAE for this job")
+
+
+def test_the_settings_page_has_every_setting(page):
+    page.locator("#tabs > .tab-nav button", has_text="Settings").click()
+    page.locator("#settings > .tab-nav button", has_text=re.compile("^VAE Kit")).click()
+    for label in ("Load VAEs safely and fast", "Write the right VAE hash", "Never download"):
+        expect(page.get_by_label(label).first).to_be_visible()
+    page.evaluate("window.scrollTo(0, 0)")
+    save(page, "settings")
+
+
+def test_pasted_parameters_choose_the_jobs_vae(page):
+    text = "a cat\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64, Job VAE: two/same.safetensors"
+    page.locator("#txt2img_prompt textarea").fill(text)
+    page.locator("#paste").click()
+    open_panel(page)
+    expect(page.locator("#vae_kit_txt2img_vae input")).to_have_value("two/same.safetensors", timeout=LOAD_MS)
+    made = generate(page)
+    assert "VAE: two/same.safetensors" in made
+    page.locator("#txt2img_prompt textarea").fill("a dog\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64")
+    page.locator("#paste").click()
+    expect(page.locator("#vae_kit_txt2img_vae input")).to_have_value("Automatic", timeout=LOAD_MS)
