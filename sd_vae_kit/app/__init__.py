@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sd_vae_kit.adapters.standalone import Folders
     from sd_vae_kit.app.program import StandaloneProgram
 
-ROOT = Path(__file__).parent.parent.parent
 USER_ERROR = 2
 DEFAULT_PORT = 7860
 
@@ -107,8 +106,8 @@ def build_page(program: StandaloneProgram, theme: str) -> tuple[gr.Blocks, dict[
     """The page and what `launch` needs to make it look as designed."""
     from sd_vae_kit.ui import gradio_compat, page
 
-    css = (ROOT / "style.css").read_text("utf-8")
-    script = (Path(page.__file__).parent / "app.js").read_text("utf-8")
+    folder = Path(page.__file__).parent
+    css, script = ((folder / name).read_text("utf-8") for name in ("app.css", "app.js"))
     head = f"<script>{script}</script>" + ("" if theme == "system" else FORCE_THEME.format(theme=theme))
     return page.build_page(program, css, head), gradio_compat.launch_options(css, head)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sd_vae_kit import infotext, pictures
 from sd_vae_kit.adapters.demo_model import NAME
-from sd_vae_kit.adapters.standalone import OWN_VAE, StandaloneHost
+from sd_vae_kit.adapters.standalone import OWN_VAE, Folders, StandaloneHost
 from sd_vae_kit.app import paste, vae_facts
 from sd_vae_kit.app.job_runner import JobRunner
 from sd_vae_kit.errors import OptionError, PictureError, VaeKitError
@@ -39,6 +39,15 @@ class StandaloneProgram:
         host.describe_live = self._describe_live
         for warning in store.warnings:
             host.notify(warning, "warning")
+
+    @property
+    def folders(self) -> Folders:
+        """Where the program's files are."""
+        return self._host.folders
+
+    def close(self) -> None:
+        """End background work."""
+        self._swapper.close()
 
     def begin(self) -> None:
         """List the files and make the chosen VAE live; a choice that cannot be honoured is said, the app starts."""

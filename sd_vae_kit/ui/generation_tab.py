@@ -59,10 +59,10 @@ def build_generation_tab(program: Program, bar: TopBarView, tab: str) -> Generat
             generate = gr.Button("Generate", variant="primary", elem_id=element_id(tab, "generate"))
             interrupt = gr.Button("Interrupt", elem_id=element_id(tab, "interrupt"), interactive=False)
     with gr.Row(elem_classes=["vk-columns"]):
-        with gr.Column(scale=1, min_width=320):
+        with gr.Column(scale=1, min_width=320, elem_classes=["vk-controls"]):
             build_controls(form)
             _build_paste(program, bar, form)
-        with gr.Column(scale=1, min_width=320):
+        with gr.Column(scale=1, min_width=320, elem_classes=["vk-results"]):
             results, send = _build_results(tab)
     parts = GenerationTab(form, results, generate, interrupt, send)
     _connect(program, bar, parts)
@@ -95,9 +95,9 @@ def view(snapshot: Snapshot) -> list[object]:
 
 
 def _build_results(tab: str) -> tuple[Results, gr.Button | None]:
-    live = gradio_compat.html("", element_id(tab, "live"))
-    gallery = gradio_compat.picture_gallery("Pictures", element_id(tab, "gallery"), height=460)
-    outcome = gradio_compat.html("", element_id(tab, "outcome"))
+    live = gradio_compat.html("", element_id(tab, "live"), often_empty=True)
+    gallery = gradio_compat.picture_gallery("Pictures", element_id(tab, "gallery"), height=420)
+    outcome = gradio_compat.html("", element_id(tab, "outcome"), often_empty=True)
     send = None
     with gr.Row(elem_classes=["vk-buttons"]):
         download = gradio_compat.download_button("Download PNG", element_id(tab, "download"))

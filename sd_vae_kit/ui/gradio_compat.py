@@ -172,11 +172,17 @@ def text_with_copy(label: str, elem_id: str, lines: int, placeholder: str = "") 
     )
 
 
-def html(value: str, elem_id: str, **options: object) -> gr.HTML:
-    """Markup of our own, without the padding and container that newer releases add."""
-    return gr.HTML(
-        value, elem_id=elem_id, **_known(gr.HTML.__init__, {"padding": False, "container": False, **options})
-    )
+def html(value: str, elem_id: str, *, often_empty: bool = False) -> gr.HTML:
+    """Markup of our own, without the padding and container that newer releases add.
+
+    Args:
+        value: What it shows at first.
+        elem_id: DOM id.
+        often_empty: Whether it takes no room while it shows nothing.
+    """
+    classes = ["vk-plain", "vk-maybe"] if often_empty else ["vk-plain"]
+    plain = {"padding": False, "container": False}
+    return gr.HTML(value, elem_id=elem_id, elem_classes=classes, **_known(gr.HTML.__init__, plain))
 
 
 def path_of(value: object) -> Path | None:

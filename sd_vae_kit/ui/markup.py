@@ -12,9 +12,9 @@ from sd_vae_kit.ui.program import Message, TopBar, VaeFacts, VaeRow
 
 def active_line(bar: TopBar) -> str:
     """Which VAE is live and why."""
-    digits = f' <code title="VAE hash: first ten digits of its sha256">{escape(bar.active_hash)}</code>'
+    digits = f'<code title="VAE hash: first ten digits of its sha256">{escape(bar.active_hash)}</code>'
     return (
-        f'<div class="vk-active"><span class="vk-label">Active VAE</span> <b>{escape(bar.active)}</b>'
+        f'<div class="vk-active">Active VAE: <b>{escape(bar.active)}</b>'
         f"{digits if bar.active_hash else ''} <span>{escape(bar.reason)}</span></div>"
     )
 
@@ -60,7 +60,8 @@ def files_table(rows: Iterable[VaeRow]) -> str:
     if not body:
         return '<p class="vk-hint">No VAE files were found. Put some into models/VAE and press refresh.</p>'
     heads = "".join(f"<th>{name}</th>" for name in ("Name", "Family", "Kind", "Size", ""))
-    return f'<table class="vk-files"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    table = f'<table class="vk-files"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="vk-scroll">{table}</div>'
 
 
 def _file_row(row: VaeRow) -> str:

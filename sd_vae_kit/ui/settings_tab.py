@@ -30,16 +30,19 @@ class SettingsView:
 def build_settings_tab(program: Program, bar: TopBarView) -> SettingsView:
     """Lay out the tab and connect it."""
     view = SettingsView({}, {})
-    search = gr.Textbox(
-        label="Search settings", placeholder="Part of a name or of its explanation", elem_id=element_ids.SETTINGS_SEARCH
-    )
-    found = gradio_compat.html("", element_ids.SETTINGS_FOUND)
     vaes = program.top_bar().vaes
     values = program.values()
-    for spec in specs():
-        if spec.section not in view.headings:
-            view.headings[spec.section] = _heading(spec.section)
-        view.controls[spec.key] = _control(spec, values[spec.key], vaes)
+    with gr.Column(elem_classes=["vk-settings"]):
+        search = gr.Textbox(
+            label="Search settings",
+            placeholder="Part of a name or of its explanation; changes below are saved at once",
+            elem_id=element_ids.SETTINGS_SEARCH,
+        )
+        found = gradio_compat.html("", element_ids.SETTINGS_FOUND, often_empty=True)
+        for spec in specs():
+            if spec.section not in view.headings:
+                view.headings[spec.section] = _heading(spec.section)
+            view.controls[spec.key] = _control(spec, values[spec.key], vaes)
     for spec in specs():
         _save_changes(program, bar, spec, view.controls[spec.key])
     gradio_compat.listen(

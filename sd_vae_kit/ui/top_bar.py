@@ -39,7 +39,7 @@ def build_top_bar(program: Program) -> TopBarView:
         vae = gr.Dropdown(list(bar.vaes), value=bar.vae, label="SD VAE", elem_id=element_ids.SD_VAE, scale=6)
         vae_refresh = _refresh_button(element_ids.SD_VAE_REFRESH)
     active = gradio_compat.html(markup.active_line(bar), element_ids.ACTIVE)
-    status = gradio_compat.html("", element_ids.STATUS)
+    status = gradio_compat.html("", element_ids.STATUS, often_empty=True)
     view = TopBarView(checkpoint, vae, active, status)
 
     def choose_checkpoint(name: str) -> list[object]:
