@@ -27,6 +27,7 @@ from modules import (
     sd_models,
     sd_vae,
     shared,
+    sysinfo,
     ui_settings,
 )
 from torch import nn
@@ -60,7 +61,7 @@ class ForgeHost(A1111Host):
         self.declared: Any = None  # the program's own declaration of the option sd_vae, while ours takes its place
         self._modules: tuple[str, ...] = ()  # of the model in use: files merged into it by the program's own way
         self._job_choice: str | None = None  # SD VAE when the running job began; a change waits for its end
-        self._silent = threading.local()
+        self._here = threading.local()  # what this thread is in the middle of
 
     # -- patches ---------------------------------------------------------------------------------------------------
 
@@ -75,6 +76,7 @@ class ForgeHost(A1111Host):
             if hasattr(sd_vae, name):
                 self._replace(sd_vae, name, method)
         self._replace(options.Options, "set", self._set_option)
+        self._replace(sysinfo, "set_config", self._set_config_by_api)
         self._replace(processing, "set_config", self._set_config)
         self._replace(processing, "process_images_inner", self._process_images_inner)
         self._replace(infotext_utils, "parse_generation_parameters", self._parse_generation_parameters)
@@ -219,8 +221,8 @@ class ForgeHost(A1111Host):
     # -- functions of modules.sd_vae -------------------------------------------------------------------------------
 
     def _reload_vae_weights(self, original: Callable[..., object], *args: Any, **kwargs: Any) -> object:
-        """The stub that is called when an option changed and at the end of an X/Y/Z plot."""
-        self.on_sd_vae_changed()
+        """The stub, called when a related option changed and at the end of an X/Y/Z plot."""
+        self._settle()
         return None
 
     def _load_torch_file(self, original: Callable[..., Any], file: str, *args: Any, **kwargs: Any) -> Any:
@@ -237,7 +239,7 @@ class ForgeHost(A1111Host):
         Raises:
             VaeKitError: As `self.refusal` shapes it; nothing has changed.  Inside `_set_option` it is put aside.
         """
-        if getattr(self._silent, "on", False):
+        if getattr(self._here, "setting_a_request", False):
             return
         try:
             self.apply()
@@ -247,13 +249,28 @@ class ForgeHost(A1111Host):
                 raise self.refusal(error) from error
             aside.append(error)
 
-    def _set_config(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """A request's options on their way in and out; going out must not fail for the sake of a VAE gone meanwhile."""
-        self._silent.on = True
+    def _set_config_by_api(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """POST /options, which does not say that it is the API (api.py:688)."""
+        self._here.answering = True
         try:
             original(*args, **kwargs)
         finally:
-            self._silent.on = False
+            self._here.answering = False
+
+    def _set_option(
+        self, original: Callable[..., bool], opts: Any, key: str, value: object, *args: Any, **kwargs: Any
+    ) -> bool:
+        if key == "sd_vae" and getattr(self._here, "answering", False):
+            kwargs["is_api"] = True
+        return super()._set_option(original, opts, key, value, *args, **kwargs)
+
+    def _set_config(self, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """A request's options on their way in and out; going out must not fail for the sake of a VAE gone meanwhile."""
+        self._here.setting_a_request = True
+        try:
+            original(*args, **kwargs)
+        finally:
+            self._here.setting_a_request = False
             if kwargs.get("run_callbacks", True):
                 self._settle()
 
@@ -340,7 +357,8 @@ class ForgeHost(A1111Host):
 
 def latent_format_of(module: Any) -> LatentFormat:
     """The family whose numbers the program scales this VAE's latents with."""
-    channels = int(module.decoder.conv_in.in_channels)
+    first = getattr(getattr(module, "decoder", None), "conv_in", None)
+    channels = int(getattr(first, "in_channels", 0))
     scale = float(getattr(module, "scaling_factor", 1.0))
     shift = float(getattr(module, "shift_factor", None) or 0.0)
     for known in FORMATS.values():

@@ -1,0 +1,203 @@
+"""A web UI like Forge f2 as far as a VAE is concerned, on top of the fake A1111: same page, another engine below.
+
+What differs is done as the real one does it: models are loaded lazily, into a new engine, in inference mode; the option
+sd_vae is a placeholder and `modules.sd_vae` a stub; `override_settings` go in and out through `set_config`; "VAE" in an
+infotext is taken for a module.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+from fake_a1111 import FakeA1111, Job, OptionInfo, Sampler
+from safetensors.torch import load_file
+from torch import nn
+from vae_files import kl_config, randomised
+
+from sd_vae_kit.core.autoencoder import AutoencoderKL
+
+
+class FakeInitialModel:
+    """Stands where the engine will be until the first job."""
+
+
+class VAE:
+    """backend.patcher.vae.VAE: shared by clones, holds the module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.first_stage_model = module
+
+    def clone(self):
+        return VAE(self.first_stage_model)
+
+    def decode_tiled(self, z):
+        return self.first_stage_model.decode(z)
+
+    def decode(self, z):
+        return self.decode_tiled(z)
+
+    def encode(self, image):
+        return self.first_stage_model.encode(image)
+
+
+class Engine:
+    """A `ForgeDiffusionEngine`: no nn.Module, its `first_stage_model` is None."""
+
+    first_stage_model = None
+
+    def __init__(self, file: Path, module: nn.Module) -> None:
+        self.sd_checkpoint_info = types.SimpleNamespace(filename=str(file), name_for_extra=file.stem, title=file.name)
+        self.forge_objects = types.SimpleNamespace(vae=VAE(module))
+
+    @torch.inference_mode()
+    def decode_first_stage(self, latent):
+        return self.forge_objects.vae.decode(latent / 0.18215).clone()
+
+
+class VideoVae(nn.Module):
+    """A VAE of a kind nobody here knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 16, 3)
+
+
+class FakeForge(FakeA1111):
+    """The program."""
+
+    # -- what tests do ---------------------------------------------------------------------------------------------
+
+    def select(self, name: str = "model", modules: tuple[str, ...] = ()) -> None:
+        """What the next job is to load; `modules` as under VAE / Text Encoder."""
+        self.shared.opts.data["forge_additional_modules"] = list(modules)
+        paths = [str(self.folder / "VAE" / module) for module in modules]
+        self.sd_models.model_data.forge_loading_parameters = {"checkpoint_info": name, "additional_modules": paths}
+
+    def forge_model_reload(self) -> None:
+        data = self.sd_models.model_data
+        if data.forge_hash == str(data.forge_loading_parameters):
+            return
+        data.sd_model = None
+        with torch.inference_mode():
+            engine = self._engine(**data.forge_loading_parameters)
+            data.sd_model = self.shared.sd_model = engine
+            self.script_callbacks.model_loaded_callback(engine)
+        data.forge_hash = str(data.forge_loading_parameters)
+
+    def _engine(self, checkpoint_info: str, additional_modules: list[str]) -> Engine:
+        file = self.folder / "Stable-diffusion" / f"{checkpoint_info}.safetensors"
+        if checkpoint_info == "video":
+            return Engine(file, VideoVae())
+        module = randomised(AutoencoderKL(kl_config()), 100 + len(checkpoint_info)).requires_grad_(False)
+        module.scaling_factor, module.shift_factor = self.factors
+        for path in additional_modules:
+            module.load_state_dict(load_file(path))
+        return Engine(file, module)
+
+    factors = (0.18215, None)
+
+    # -- modules ---------------------------------------------------------------------------------------------------
+
+    def _make_modules(self) -> None:
+        super()._make_modules()
+        self.modules["modules.sd_models"].model_data = types.SimpleNamespace(
+            sd_model=FakeInitialModel(), forge_loading_parameters={}, forge_hash=""
+        )
+        labels = self.shared.opts.data_labels
+        labels["sd_vae"] = OptionInfo("Automatic", "(Managed by Forge)", types.SimpleNamespace, infotext="VAE")
+        labels["quick_setting_list"] = OptionInfo([])
+        labels["forge_additional_modules"] = OptionInfo([])
+        labels["add_vae_name_to_info"] = labels["add_vae_hash_to_info"] = OptionInfo(True)
+        labels["infotext_skip_pasting"] = OptionInfo([])
+        del labels["quicksettings_list"]
+        self._module("modules.sysinfo", set_config=self._set_config)
+        self._module("modules.ui_settings", UiSettings=self._page_class())
+        self._module("modules.infotext_utils", parse_generation_parameters=self._parse)
+        for name in ("sysinfo", "ui_settings", "infotext_utils"):
+            setattr(self.modules["modules"], name, self.modules[f"modules.{name}"])
+        self.processing.set_config = self._set_config
+        self._module("modules_forge")
+        backend = self._module("backend")
+        backend.memory_management = self._module("backend.memory_management", vae_device=lambda: torch.device("cpu"))
+        self._module("backend.patcher").__path__ = backend.__path__ = []
+        self._module("backend.patcher.vae", VAE=VAE)
+        self.select()
+
+    def _make_sd_vae(self) -> None:
+        super()._make_sd_vae()
+        vae = self.sd_vae
+        for name in ("load_vae", "load_vae_dict", "reload_vae_weights", "clear_loaded_vae"):
+            setattr(vae, name, lambda *args, **kwargs: None)
+        vae.load_torch_file = load_file
+
+    def _page_class(self) -> type:
+        class UiSettings:
+            dummy_component = "dummy"
+
+            def run_settings(page, *values):
+                for key, value, component in zip(self.shared.opts.data_labels, values, page.components, strict=False):
+                    if component != page.dummy_component and key not in ("sd_model_checkpoint", "sd_vae"):
+                        self.shared.opts.set(key, value)
+                return "saved"
+
+        return UiSettings
+
+    def _set_config(self, req, is_api=False, run_callbacks=True, save_config=True):
+        for key, value in req.items():
+            if value == self.shared.opts.data.get(key):
+                continue
+            self.shared.opts.set(key, value, is_api=is_api, run_callbacks=run_callbacks)
+
+    def _parse(self, text, skip_fields=None):
+        fields = dict(re.findall(r"([\w ]+): ([^,]+)(?:,|$)", text.split("\n")[-1]))
+        fields = {key.strip(): value for key, value in fields.items()}
+        if named := fields.pop("VAE", None):
+            fields["VAE/TE"] = [named]
+        return fields
+
+    def _make_processing(self) -> None:
+        def process_images(p):
+            p.scripts.before_process(p)
+            opts, processing = self.shared.opts, self.processing
+            stored = {key: opts.data[key] for key in p.override_settings if key in opts.data}
+            try:
+                processing.set_config(p.override_settings, is_api=True, run_callbacks=False, save_config=False)
+                self.forge_model_reload()
+                return processing.process_images_inner(p)
+            finally:
+                processing.set_config(stored, save_config=False)
+
+        def process_images_inner(p):
+            p.sd_vae_name, p.sd_vae_hash = self.sd_vae.get_loaded_vae_name(), self.sd_vae.get_loaded_vae_hash()
+            p.scripts.process(p)
+            with torch.inference_mode():
+                p.init()
+            for _ in range(p.n_iter):
+                p.scripts.before_process_batch(p)
+                p.sampler = Sampler()
+                p.sample(self)
+                if p.fail:
+                    raise RuntimeError("the host failed")
+            p.infotext = {k: v(p=p) if callable(v) else v for k, v in p.extra_generation_params.items()}
+            p.scripts.postprocess(p, None)
+
+        self._module("modules.processing", process_images=process_images, process_images_inner=process_images_inner)
+
+
+class HiresJob(Job):
+    """A job whose second pass is made with another checkpoint: a new engine, in the middle."""
+
+    def sample(self, host: Any) -> None:
+        self.scripts.process_before_every_sampling(self)
+        self.pictures.append(host.decode())
+        host.select("another")
+        host.forge_model_reload()
+        self.pictures.append(host.decode())  # a pixel upscaler's way, before the pass's first hook
+        self.is_hr_pass = True
+        self.scripts.process_before_every_sampling(self)
+        self.pictures.append(host.decode())
+        host.select()
