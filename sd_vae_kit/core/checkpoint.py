@@ -96,18 +96,27 @@ class _File:
     name: str
     size: int
 
-    def at(self, position: int, count: int) -> bytearray:
-        """`count` bytes from `position`, in memory of their own."""
+    def at(self, position: int, count: int) -> bytes:
+        """`count` bytes from `position`."""
         data = bytearray(count)
+        self.fill(memoryview(data), position)
+        return bytes(data)
+
+    def tensor_at(self, position: int, count: int) -> Tensor:
+        """`count` bytes from `position` as a uint8 tensor; its memory is not cleared first, unlike a bytearray's."""
+        data = torch.empty(count, dtype=torch.uint8)
+        self.fill(data.numpy().data, position)
+        return data
+
+    def fill(self, view: memoryview, position: int) -> None:
+        """Read into `view`, all of it."""
         self.file.seek(position)
-        done = 0
-        view = memoryview(data)
+        done, count = 0, len(view)
         while done < count:
             got = self.file.readinto(view[done:])  # type: ignore[attr-defined]
             if not got:
                 raise BrokenVaeError(f"{self.name} became shorter while it was read; wait for its copy to end")
             done += got
-        return data
 
     def broken(self, what: str) -> NoReturn:
         raise BrokenVaeError(f"{self.name} {what}; {AGAIN}")
@@ -192,7 +201,7 @@ def _contents(file: _File) -> _Contents:
     """Tell the format by the first bytes and read the header."""
     if file.size == 0:
         raise BrokenVaeError(f"{file.name} is empty (0 bytes); {AGAIN}")
-    start = bytes(file.at(0, min(file.size, 512)))
+    start = file.at(0, min(file.size, 512))
     for magic, what in FOREIGN_BYTES:
         if start.startswith(magic):
             raise UnsupportedVaeError(f"{file.name} {what}")
@@ -233,7 +242,7 @@ def _safetensors_contents(file: _File, start: bytes) -> _Contents:
         file.broken("is not a safetensors file: it does not begin with a header")
     if 8 + length > file.size:
         file.promises(8 + length)
-    entries = _parse_safetensors_header(file, bytes(file.at(8, length)))
+    entries = _parse_safetensors_header(file, file.at(8, length))
     metadata = entries.pop("__metadata__", None)
     tensors: dict[str, TensorInfo] = {}
     spans: dict[str, tuple[int, int]] = {}
@@ -243,7 +252,7 @@ def _safetensors_contents(file: _File, start: bytes) -> _Contents:
 
     def load(name: str) -> Tensor:
         begin, end = spans[name]
-        return _tensor(file.at(8 + length + begin, end - begin), tensors[name])
+        return _tensor(file.tensor_at(8 + length + begin, end - begin), tensors[name])
 
     def read(names: Collection[str]) -> dict[str, Tensor]:
         return {n: load(n) for n in sorted(names, key=lambda n: spans[n])}  # in the order of the disk
@@ -288,12 +297,10 @@ def _check_spans(file: _File, data_start: int, spans: dict[str, tuple[int, int]]
         file.promises(data_start + end)
 
 
-def _tensor(data: bytearray, info: TensorInfo) -> Tensor:
-    """Bytes -> tensor over the same memory; viewed from bytes, because torch 2.1's frombuffer knows no fp8."""
+def _tensor(data: Tensor, info: TensorInfo) -> Tensor:
+    """Bytes -> tensor over the same memory."""
     assert info.dtype is not None  # `read_tensors` refused the others
-    if not data:
-        return torch.empty(info.shape, dtype=info.dtype)
-    return torch.frombuffer(data, dtype=torch.uint8).view(info.dtype).reshape(info.shape)
+    return data.view(info.dtype).reshape(info.shape)
 
 
 # --- pickles ---------------------------------------------------------------------------------------------------------
@@ -329,7 +336,7 @@ def _check_reach(file: _File, refs: dict[str, TensorRef]) -> None:
 
 
 def _assemble(
-    refs: dict[str, TensorRef], names: Collection[str], load: Callable[[Storage], bytearray]
+    refs: dict[str, TensorRef], names: Collection[str], load: Callable[[Storage], Tensor]
 ) -> dict[str, Tensor]:
     """Read each storage once, cut the tensors out of it; every tensor gets memory of its own."""
     users: dict[str, list[str]] = {}
@@ -343,10 +350,10 @@ def _assemble(
     return tensors
 
 
-def _cut(data: bytearray, ref: TensorRef, *, share: bool) -> Tensor:
+def _cut(data: Tensor, ref: TensorRef, *, share: bool) -> Tensor:
     if prod(ref.shape) == 0:
         return torch.empty(ref.shape, dtype=DTYPES[ref.dtype])
-    whole = torch.frombuffer(data, dtype=torch.uint8).view(DTYPES[ref.dtype])
+    whole = data.view(DTYPES[ref.dtype])
     tensor = torch.as_strided(whole, ref.shape, ref.stride, ref.offset)
     if share or not tensor.is_contiguous() or tensor.numel() < whole.numel():
         tensor = tensor.clone(memory_format=torch.contiguous_format)
@@ -379,8 +386,9 @@ def _zip_contents(file: _File) -> _Contents:
     for ref in refs.values():
         _check_zip_storage(file, entries.get(f"{root}data/{ref.storage.key}"), ref.storage)
 
-    def load(storage: Storage) -> bytearray:
-        return bytearray(_zip_bytes(file, archive, entries[f"{root}data/{storage.key}"]))
+    def load(storage: Storage) -> Tensor:
+        data = bytearray(_zip_bytes(file, archive, entries[f"{root}data/{storage.key}"]))
+        return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
     return _Contents(_pickle_header(refs), lambda names: _assemble(refs, names, load))
 
@@ -425,8 +433,8 @@ def _legacy_contents(file: _File) -> _Contents:
     _check_reach(file, refs)
     places = _legacy_places(file, [str(k) for k in keys], storages)
 
-    def load(storage: Storage) -> bytearray:
-        return file.at(places[storage.key], _storage_bytes(storage))
+    def load(storage: Storage) -> Tensor:
+        return file.tensor_at(places[storage.key], _storage_bytes(storage))
 
     return _Contents(_pickle_header(refs), lambda names: _assemble(refs, names, load))
 

@@ -15,7 +15,7 @@ from sd_vae_kit.core import layouts
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, split_moments
 from sd_vae_kit.core.checkpoint import TensorInfo, main_dtype, read_header, read_tensors
 from sd_vae_kit.core.detect import Detection, Kind, detect, expected_shapes, fitting_families
-from sd_vae_kit.core.identity import non_finite
+from sd_vae_kit.core.identity import blank, non_finite
 from sd_vae_kit.core.latent_format import FORMATS, LatentFormat, family_label
 from sd_vae_kit.core.layouts import Part
 from sd_vae_kit.core.taesd import TinyAutoencoder
@@ -54,7 +54,7 @@ def read_vae(path: str | os.PathLike[str]) -> VaeWeights:
 
     Raises:
         VaeNotFoundError, UnsafeFileError, UnsupportedVaeError: As `read_header` and `detect` say.
-        BrokenVaeError: As they say, or weights are NaN or infinite.
+        BrokenVaeError: As they say, or weights are NaN, infinite or blank.
     """
     header = read_header(path)
     label = Path(path).name
@@ -66,6 +66,11 @@ def read_vae(path: str | os.PathLike[str]) -> VaeWeights:
     if bad := non_finite(state):
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise BrokenVaeError(f"{label} holds NaN or infinity in {bad[0]}{more}; download it again")
+    if len(empty := blank(state)) > 1:
+        raise BrokenVaeError(
+            f"{label} has only zeros in {empty[0]} and {len(empty) - 1} more, as if its download had not ended; "
+            "download it again"
+        )
     return VaeWeights(detection, state, header.metadata)
 
 
@@ -144,10 +149,10 @@ class Vae:
         """
         self._require("encoder")
         self._check_image(image)
-        x = image.to(*self._place())
+        device, dtype = self._place()
         if isinstance(self.module, TinyAutoencoder):
-            return self.module.encode(x * 0.5 + 0.5).to(image)
-        mean, std = split_moments(self.module.encode(x).to(image))
+            return self.module.encode((image * 0.5 + 0.5).to(device, dtype)).to(image)
+        mean, std = split_moments(self.module.encode(image.to(device, dtype)).to(image))
         if generator is not None:
             noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
             mean = mean + std * noise.to(mean)

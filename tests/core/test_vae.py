@@ -1,5 +1,7 @@
 """A VAE from its file to pictures: what is built, what is computed, what is refused."""
 
+import os
+
 import pytest
 import torch
 from vae_files import kl_config, kl_state, picture, tiny_state, write
@@ -54,6 +56,15 @@ def test_weights_with_nan_are_refused_by_name(tmp_path):
         BrokenVaeError, match=r"x\.safetensors holds NaN or infinity in \S+conv_in\S+ and 1 more; download"
     ):
         read_vae(write(tmp_path / "x.safetensors", state))
+
+
+def test_a_file_whose_download_only_reserved_its_space_is_refused(tmp_path):
+    path = write(tmp_path / "x.safetensors", kl_state())
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    os.truncate(path, size)
+    with pytest.raises(BrokenVaeError, match=r"x\.safetensors has only zeros in \S+ and \d+ more.*download it again"):
+        read_vae(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x07" * 999, b"<html>"])
