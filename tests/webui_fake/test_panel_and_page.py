@@ -1,0 +1,210 @@
+"""Panel, settings page, XYZ axes, messages and HTTP guard beside a fake A1111."""
+
+import asyncio
+import types
+
+import gradio as gr
+import pytest
+from fake_a1111 import FakeA1111, installed
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from sd_vae_kit.settings import specs
+
+
+@pytest.fixture(autouse=True)
+def _close_event_loops(monkeypatch):
+    """gradio 6 makes event loops for every page and leaves them open."""
+    made, real = [], asyncio.new_event_loop
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: made.append(real()) or made[-1])
+    yield
+    for loop in made:
+        loop.close()
+
+
+@pytest.fixture
+def webui(monkeypatch, tmp_path):
+    with installed(FakeA1111(tmp_path), monkeypatch) as fake:
+        from sd_vae_kit.webui import callbacks
+
+        callbacks.register()
+        fake.start()
+        fake.load_model()
+        yield fake
+
+
+@pytest.fixture
+def host(webui):
+    from sd_vae_kit.webui.running import running
+
+    return running()
+
+
+# --- the job's settings ----------------------------------------------------------------------------------------------
+
+
+def test_panel_arguments_and_infotext_come_from_one_list(webui, host):
+    from sd_vae_kit.webui import panel
+    from sd_vae_kit.webui.job_settings import job_from, job_specs
+
+    with gr.Blocks():
+        built = panel.build("txt2img", host)
+    listed = list(job_specs())
+    assert [control.label for control in built.controls] == [spec.label for spec in listed]
+    assert built.paste_field_names == [spec.infotext for spec in listed]
+    job = job_from(["a", "b"])
+    assert job.infotext() == {"Job VAE": "a", "Hires VAE": "b"}
+    for (control, read), spec in zip(built.infotext_fields, listed, strict=True):
+        assert control.label == spec.label
+        assert read(job.infotext()) == getattr(job, spec.name)
+        assert read({}) == spec.default
+
+
+@pytest.mark.parametrize("values", [[], ["Automatic"], ["Automatic", "Automatic", "more"], [None, ""], [{}]])
+def test_missing_values_are_the_defaults(webui, values):
+    from sd_vae_kit.webui.job_settings import JobVaes, job_from
+
+    assert job_from(values) == JobVaes()
+    assert job_from(values).infotext() == {}
+
+
+def test_an_axis_beats_the_panel(webui):
+    from sd_vae_kit.webui.job_settings import job_from
+
+    assert job_from(["a", "b"], {"vae": "c"}).vae == "c"
+    assert job_from(["a"]).for_hires == "a"
+    assert job_from(["a", "None"]).for_hires == "None"
+
+
+def test_img2img_has_no_hires_choice(webui, host):
+    from sd_vae_kit.webui import panel
+
+    with gr.Blocks():
+        assert [c.label for c in panel.build("img2img", host).controls] == ["VAE for this job"]
+
+
+# --- the sentence ----------------------------------------------------------------------------------------------------
+
+
+def test_the_sentence_says_name_facts_and_reason(webui, host):
+    from sd_vae_kit.webui.panel import sentence
+
+    webui.shared.opts.set("sd_vae", "one/same.safetensors")
+    html = sentence(host)
+    digest = webui.sd_vae.get_loaded_vae_hash()
+    for part in ("one/same.safetensors", "SD 1.x / 2.x", "fp32", digest, "was chosen in the SD VAE dropdown."):
+        assert part in html
+
+
+def test_names_of_files_are_escaped(webui):
+    from sd_vae_kit.adapters.webui_host import VaeStatus
+    from sd_vae_kit.webui.panel import sentence_of
+
+    name = "<img src=x onerror=alert(1)>.pt"
+    html = sentence_of(VaeStatus(name=name, checkpoint="c", reason=f"{name} was chosen.", warnings=(name,)))
+    assert "<img" not in html
+    assert html.count("&lt;img") == 3
+
+
+def test_before_a_checkpoint_is_loaded_the_page_asks_again(webui, host):
+    from sd_vae_kit.webui.panel import sentence
+
+    webui.sd_models.model_data.sd_model = None
+    assert "data-vae-kit-waiting" in sentence(host)
+
+
+# --- the settings page -----------------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_on_the_page_or_the_hosts_own(webui):
+    from sd_vae_kit.webui.options_page import OWNED_BY_HOST, page_specs
+
+    labels = webui.shared.opts.data_labels
+    for spec in page_specs():
+        assert labels[spec.key].section == ("vae_kit", "VAE Kit")
+        assert labels[spec.key].default == spec.default
+        assert spec.help.rstrip(".") in labels[spec.key].comment_after
+    for spec in specs():
+        assert spec.section in OWNED_BY_HOST or spec.key in labels
+    assert labels["sd_vae"].section is None, "the host's options are not doubled"
+
+
+def test_the_top_bar_gets_the_dropdown_once_only(webui):
+    opts = webui.shared.opts
+    assert opts.quicksettings_list == ["sd_model_checkpoint", "sd_vae"]
+    assert opts.sd_vae_checkpoint_cache == 2
+    opts.data["quicksettings_list"] = ["sd_model_checkpoint"]  # the user removes it
+    opts.data["sd_vae_checkpoint_cache"] = 0
+    webui.start()
+    assert opts.quicksettings_list == ["sd_model_checkpoint"]
+    assert opts.sd_vae_checkpoint_cache == 0
+
+
+def test_settings_that_do_not_fit_are_taken_as_defaults(webui, host):
+    webui.shared.opts.data["sd_vae_checkpoint_cache"] = "many"
+    webui.shared.opts.data["sd_vae"] = "auto"
+    assert host.settings.vae.cache == 2
+    assert host.settings.vae.sd_vae == "Automatic"
+
+
+def test_the_offline_flag_is_the_setting(webui, host):
+    assert host.settings.download.offline is False
+    webui.shared.cmd_opts.vae_kit_offline = True
+    assert host.settings.download.offline is True
+
+
+# --- XYZ axes --------------------------------------------------------------------------------------------------------
+
+
+def test_axes_are_added_once_and_check_their_values(webui):
+    from sd_vae_kit.webui import callbacks
+
+    class AxisOption:
+        def __init__(self, label, kind, apply, confirm=None, choices=None, cost=0.0):
+            self.label, self.apply, self.confirm, self.choices = label, apply, confirm, choices
+
+    plot = types.SimpleNamespace(AxisOption=AxisOption, axis_options=[])
+    plot_class = type("Script", (), {"__module__": "xyz_grid.py"})
+    webui.scripts.scripts_data.append(types.SimpleNamespace(script_class=plot_class, module=plot))
+    callbacks.add_axes()
+    callbacks.add_axes()
+    assert [axis.label for axis in plot.axis_options] == [
+        "[VAE Kit] VAE for this job",
+        "[VAE Kit] VAE for the hires pass",
+    ]
+    first, second = plot.axis_options
+    p = types.SimpleNamespace()
+    first.apply(p, "plain", [])
+    second.apply(p, "None", [])
+    assert p._vae_kit_xyz == {"vae": "plain", "hires_vae": "None"}
+    first.confirm(p, ["plain", "automatic", "None"])
+    with pytest.raises(RuntimeError, match="nowhere"):
+        first.confirm(p, ["plain", "nowhere"])
+    assert "one/same.safetensors" in first.choices()
+
+
+# --- HTTP ------------------------------------------------------------------------------------------------------------
+
+
+def served(webui, **flags):
+    from sd_vae_kit.webui import callbacks
+
+    vars(webui.shared.cmd_opts).update(flags)
+    app = FastAPI()
+    callbacks.add_routes(None, app)
+    callbacks.add_routes(None, app)
+    return TestClient(app)
+
+
+def test_the_api_is_served_where_the_hosts_is(webui):
+    assert served(webui).get("/vae-kit/v1/status").json()["host"] == "A1111"
+    assert served(webui, api=False).get("/vae-kit/v1/status").status_code == 404
+    assert served(webui, nowebui=True).get("/vae-kit/v1/list").status_code == 200
+
+
+def test_user_and_password_are_those_of_the_host(webui):
+    client = served(webui, api_auth="ann:one,bob:two:three")
+    for login, code in ((None, 401), (("ann", "two"), 401), (("eve", ""), 401), (("ann", "one"), 200)):
+        assert client.get("/vae-kit/v1/status", auth=login).status_code == code
+    assert client.get("/vae-kit/v1/status", auth=("bob", "two:three")).status_code == 200
+    assert client.post("/vae-kit/v1/encode", json={}, auth=("eve", "ü")).status_code == 401
