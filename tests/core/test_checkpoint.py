@@ -72,7 +72,10 @@ def test_safetensors_of_every_float_type_are_read_bit_for_bit(tmp_path, name):
 @pytest.mark.parametrize("name", FLOATS)
 def test_pickles_of_every_float_type_are_read_bit_for_bit(tmp_path, container, name):
     state = {n: t.to(DTYPES[name]) for n, t in STATE.items()}
-    SAVERS[container](tmp_path / "x.ckpt", state)
+    try:
+        SAVERS[container](tmp_path / "x.ckpt", state)
+    except KeyError:
+        pytest.skip(f"torch {torch.__version__} itself cannot save {name}")
     header = read_header(tmp_path / "x.ckpt")
     assert header.container == "pickle"
     assert header.tensors == {n: TensorInfo(DTYPES[name], tuple(t.shape)) for n, t in state.items()}
