@@ -106,8 +106,8 @@ def unsupported() -> str:
     return ""
 
 
-def _dotted(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 # --- environment ----------------------------------------------------------------------------------------------------
@@ -186,9 +186,16 @@ def make_environment(environment: Environment) -> None:
     command = [sys.executable, "-I", "-m", "venv", "--clear", str(environment.folder)]
     made = subprocess.run(command, env=clean_environ(), capture_output=True, text=True, errors="replace", check=False)
     if made.returncode:
-        reason = (made.stderr.strip() or made.stdout.strip() or f"exit code {made.returncode}").splitlines()[-1]
-        hint = " On Debian and Ubuntu: apt install python3-venv." if sys.platform == "linux" else ""
-        raise LaunchError(f"Could not make {environment.folder}: {reason}{'' if reason.endswith('.') else '.'}{hint}")
+        raise LaunchError(f"Could not make {environment.folder}: {_why(made.stderr + made.stdout)}")
+
+
+def _why(output: str) -> str:
+    """One line from what `python -m venv` said, which Debian makes seven lines where a package is missing."""
+    if "ensurepip" in output or "No module named venv" in output:
+        package = f"python{_dotted(tuple(sys.version_info[:2]))}-venv"
+        return f"this Python cannot make environments with pip; on Debian and Ubuntu: apt install {package}."
+    lines = output.strip().splitlines() or ["no reason was given"]
+    return f"{lines[-1].rstrip('.')}."
 
 
 def install(environment: Environment, extras: list[str]) -> None:

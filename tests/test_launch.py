@@ -129,13 +129,15 @@ def test_the_first_start_installs_and_the_second_only_hands_over(copy: Copy) -> 
     assert "pip says hello" in first.stderr, "pip's output must not get between a script and --json"
     assert copy.pip_calls() == [["one==1.0", "two==2.0; python_version >= '3.10'"]]
 
-    began = time.perf_counter()
-    second = copy.start()
-    took = time.perf_counter() - began
-    assert second.returncode == 0
-    assert second.stderr == ""
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        second = copy.start()
+        took.append(time.perf_counter() - began)
+        assert second.returncode == 0
+        assert second.stderr == ""
     assert len(copy.pip_calls()) == 1
-    assert took < 2, "nothing to install: the start itself should take a fraction of a second"
+    assert min(took) < 2, "nothing to install: the start itself takes a fraction of a second on a quiet machine"
 
 
 def test_new_requirements_are_installed_and_other_edits_of_pyproject_are_not(copy: Copy) -> None:
@@ -342,6 +344,27 @@ def test_ctrl_c_while_pip_runs_ends_without_a_traceback(copy: Copy) -> None:
     assert "launch.py" not in errors, "a traceback of the stand-in is its own affair, not one of launch.py"
     copy.let_pip("0")
     assert copy.start().returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "The virtual environment was not created successfully because ensurepip is not available.\n"
+            "    apt install python3.11-venv\n\nFailing command: /x/python",
+            "this Python cannot make environments with pip; on Debian and Ubuntu: apt install python3.",
+        ),
+        ("Error: [Errno 28] No space left on device: '/x'", "Error: [Errno 28] No space left on device: '/x'."),
+        ("", "no reason was given."),
+    ],
+)
+def test_an_environment_that_cannot_be_made_gives_one_line(launch, monkeypatch, tmp_path: Path, said, reason) -> None:
+    failed = subprocess.CompletedProcess([], 1, stdout=said, stderr="")
+    monkeypatch.setattr(launch.subprocess, "run", lambda *_args, **_kwargs: failed)
+    with pytest.raises(launch.LaunchError) as caught:
+        launch.make_environment(launch.Environment(tmp_path))
+    assert f"Could not make {tmp_path / '.venv'}: {reason}" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_incomplete_copy_is_named(copy: Copy) -> None:
