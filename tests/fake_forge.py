@@ -182,7 +182,7 @@ class FakeForge(FakeA1111):
                 p.sample(self)
                 if p.fail:
                     raise RuntimeError("the host failed")
-            p.infotext = {k: v(p=p) if callable(v) else v for k, v in p.extra_generation_params.items()}
+            p.infotext = dict(p.extra_generation_params)
             p.scripts.postprocess(p, None)
 
         self._module("modules.processing", process_images=process_images, process_images_inner=process_images_inner)

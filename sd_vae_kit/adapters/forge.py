@@ -302,8 +302,7 @@ class ForgeHost(A1111Host):
             if self._is_asked_for_by(p):
                 raise self.refusal(error) from error
             self._say_it_stays(error)
-        p.extra_generation_params[self.infotext_key] = written_name
-        p.extra_generation_params[f"{self.infotext_key} hash"] = written_hash
+        self.name_vae_in(p)
 
     def _is_asked_for_by(self, p: Any) -> bool:
         """Whether the request itself names a VAE."""
@@ -324,6 +323,13 @@ class ForgeHost(A1111Host):
         return original(page, *values)
 
     # -- infotext --------------------------------------------------------------------------------------------------
+
+    def name_vae_in(self, p: Any) -> None:
+        """The program has both lines in its infotext commented out (processing.py:756)."""
+        super().name_vae_in(p)
+        name, key, opts = p.sd_vae_name, self.infotext_key, shared.opts
+        p.extra_generation_params[f"{key} hash"] = p.sd_vae_hash if opts.add_vae_hash_to_info else None
+        p.extra_generation_params[key] = name if opts.add_vae_name_to_info else None
 
     def _parse_generation_parameters(
         self, original: Callable[..., dict[str, Any]], text: str, *args: Any, **kwargs: Any
@@ -374,16 +380,6 @@ def without_vae(text: str) -> str:
     """The text without the name of its VAE, hash and all else left in place."""
     *lines, last = text.strip().split("\n")
     return "\n".join([*lines, VAE_FIELD.sub("", last)])
-
-
-def written_name(p: Any, **_: object) -> str | None:
-    """For the infotext; called when it is written, after the job's own choice."""
-    return p.sd_vae_name if shared.opts.add_vae_name_to_info else None
-
-
-def written_hash(p: Any, **_: object) -> str | None:
-    """For the infotext."""
-    return p.sd_vae_hash if shared.opts.add_vae_hash_to_info else None
 
 
 def create() -> ForgeHost:

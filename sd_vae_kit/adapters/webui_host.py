@@ -152,6 +152,10 @@ class WebuiHost(ABC):
     def names_in_infotext(self) -> tuple[str | None, str | None]:
         """Name and short hash of the live VAE as they are written into a picture."""
 
+    def name_vae_in(self, p: Any) -> None:
+        """Let a job's infotext name the live VAE; the program looked before the job's own was made live."""
+        p.sd_vae_name, p.sd_vae_hash = self.names_in_infotext()
+
     @abstractmethod
     def computing(self) -> AbstractContextManager[torch.device]:
         """Hold while the API computes; gives the device."""

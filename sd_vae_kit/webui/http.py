@@ -19,8 +19,10 @@ def add(host: WebuiHost, app: Any) -> None:
     if wanted and not any(getattr(route, "path", "").startswith(PREFIX) for route in app.routes):
         guards = _guards(getattr(shared.cmd_opts, "api_auth", None))
         app.include_router(make_router(host, guards))
+        present = {getattr(route, "path", "") for route in app.routes}
         for path, endpoint in host.own_routes().items():
-            app.add_api_route(path, endpoint, methods=["GET"], dependencies=guards)
+            if path not in present:
+                app.add_api_route(path, endpoint, methods=["GET"], dependencies=guards)
 
 
 def _guards(api_auth: str | None) -> list[Any]:

@@ -46,7 +46,7 @@ class VaeKitScript(scripts.Script):
         host, choice = running(), self._use(p, values, in_hires=False)
         if host is not None and choice is not None:
             p.extra_generation_params.update(choice.infotext())
-            p.sd_vae_name, p.sd_vae_hash = host.names_in_infotext()  # the host took them before this hook
+            host.name_vae_in(p)
 
     def before_process_batch(self, p: Any, *values: object, **_: object) -> None:
         self._use(p, values, in_hires=False)
