@@ -195,8 +195,11 @@ RELATIVES = (
     ("a KL autoencoder with attention beside the middle", Signs((r"(?:encoder\.down|decoder\.up)\.\d+\.attn\.",
         r"(?:encoder\.down|decoder\.up)_blocks\.\d+\.attentions\."))),
     ("TAEF2, the tiny autoencoder of FLUX.2", Signs((r"(?:encoder\.|decoder\.)?(?:layers\.)?\d+\.pool\.",))),
-    ("a tiny video autoencoder (TAEHV)", Signs((r"(?:encoder|decoder)\.\d+\.(?:conv\.\d\.weight|mem)",
-        ), dimensions=5)),
+    ("a tiny video autoencoder (TAEHV)", Signs((r"(?:encoder|decoder)\.\d+\.conv\.weight$",))),
+    # blocks where TAESD has other layers
+    ("TAESANA, the tiny autoencoder of SANA", Signs((
+        r"(?:encoder\.|decoder\.)?(?:layers\.)?(?:6|16|19|2[03458])\.conv\.[024]\.weight$",
+    ))),
     ("a deep-compression autoencoder (DC-AE, SANA)", Signs((r"(?:encoder|decoder)\.(?:stages|down_blocks|up_blocks|"
         r"project_in|project_out)\.\d*\.?.*(?:context_module|local_module|conv_depth|to_qkv_multiscale)",))),
     ("Stable Cascade's stage A", Signs((r"in_block\.1\.weight", r"vquantizer\."))),
