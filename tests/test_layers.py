@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # layer: (own layers below
     "errors": (set(), set()),
     "settings": ({"errors"}, set()),
     "infotext": ({"errors"}, set()),
-    "core": (BASE, TORCH),
+    "core": (BASE, TORCH | {"psutil"}),  # psutil where a host ships it: the last resort for the size of free memory
     "pictures": ({"errors", "infotext"}, {"PIL", "numpy", "torch"}),
     "library": (BASE | {"core"}, TORCH),
     "latent_file": (BASE | {"core"}, TORCH),

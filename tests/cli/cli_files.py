@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from vae_files import kl_config, randomised, write
 
 from sd_vae_kit.cli import main
-from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
+from sd_vae_kit.core.autoencoder import AutoencoderKL
 from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
 
 
@@ -60,33 +60,30 @@ class CommandLine:
         return Result(code, printed.out, printed.err)
 
 
-def kl_config(z_channels: int = 4, quant: bool = True) -> KlConfig:
-    # more than 32 channels at the bottom: a 1x1 picture has one cell, and a norm over one value no variance
-    net = NetConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, z_channels=z_channels)
-    return KlConfig(net, net, quant, quant, z_channels)
-
-
 def kl_module(z_channels: int = 4, quant: bool = True, seed: int = 0) -> AutoencoderKL:
-    torch.manual_seed(seed)
-    return AutoencoderKL(kl_config(z_channels, quant)).eval().requires_grad_(False)
+    """A random KL VAE of 8 pixels per cell.
+
+    It has more than 32 channels at the bottom: a 1x1 picture has one cell, and a norm over one value no variance.
+    """
+    config = kl_config(z_channels, ch_mult=(1, 1, 2, 2), quant_conv=quant)
+    return randomised(AutoencoderKL(config), seed).requires_grad_(False)
 
 
 def write_kl(
     path: Path, z_channels: int = 4, *, quant: bool = True, seed: int = 0, family: str = "", dtype=torch.float32
 ) -> AutoencoderKL:
-    """A random KL VAE of 8 pixels per cell; returns the module with the weights as they lie in the file."""
+    """A file with such a VAE; returns the module with the weights as they lie in the file."""
     module = kl_module(z_channels, quant, seed).to(dtype)
-    save_file(module.state_dict(), path, metadata={"family": family} if family else None)
+    write(path, module.state_dict(), {"family": family} if family else None)
     return module.float()
 
 
 def write_tiny(path: Path, part: str, z_channels: int = 4, family: str = "", seed: int = 0) -> TinyAutoencoder:
     """One half of a random TAESD in its published layout."""
-    torch.manual_seed(seed)
     config = TinyConfig(z_channels=z_channels, width=16, encoder=part == "encoder", decoder=part == "decoder")
-    module = TinyAutoencoder(config).eval().requires_grad_(False)
+    module = randomised(TinyAutoencoder(config), seed).requires_grad_(False)
     state = {name.removeprefix(f"{part}."): tensor for name, tensor in module.state_dict().items()}
-    save_file(state, path, metadata={"family": family} if family else None)
+    write(path, state, {"family": family} if family else None)
     return module
 
 
@@ -113,15 +110,15 @@ def bad_vae(kind: str, path: Path) -> None:
     """Write the named kind of unusable file."""
     module = kl_module()
     if kind == "truncated":
-        save_file(module.state_dict(), path)
+        write(path, module.state_dict())
         path.write_bytes(path.read_bytes()[:-1000])
     elif kind == "nan":
         state = module.state_dict()
         state["decoder.conv_in.weight"] = torch.full_like(state["decoder.conv_in.weight"], float("nan"))
-        save_file(state, path)
+        write(path, state)
     elif kind == "incomplete":
         state = module.state_dict()
-        save_file({name: tensor for name, tensor in state.items() if "up.0" not in name}, path)
+        write(path, {name: tensor for name, tensor in state.items() if "up.0" not in name})
     elif kind == "folder":
         path.mkdir()
     else:
