@@ -82,6 +82,7 @@ class A1111Host(WebuiHost):
         self._fresh = False  # a checkpoint's weights were just put into the model, its own VAE is live
         self._left_to_host: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._errors = threading.local()
+        self._reverted: tuple[str, object, str] | None = None  # option, its value and what was said, just now
 
     # -- patches ---------------------------------------------------------------------------------------------------
 
@@ -368,13 +369,21 @@ class A1111Host(WebuiHost):
         with collected(self._errors) as errors:
             changed = original(opts, key, value, *args, **kwargs)
         if not errors:
+            self._remind(key, value, changed)
             return changed
         opts.data[key] = before
         message = f"{str(errors[0]).rstrip('.')}. The option stays at {before}."
         self.notify(message, "error")
+        self._reverted = (key, before, message)
         if kwargs.get("is_api", bool(args and args[0])):
             raise self.refusal(type(errors[0])(message)) from errors[0]
         return False
+
+    def _remind(self, key: str, value: object, changed: bool) -> None:
+        """The page puts a refused option back, which sends it once more and clears the line that said why."""
+        reverted, self._reverted = self._reverted, None
+        if reverted and not changed and reverted[:2] == (key, value):
+            self.page_notice(reverted[2])
 
     def _process_images_inner(self, original: Callable[..., object], p: Any, *args: Any, **kwargs: Any) -> object:
         """The job's own VAE ends with the job, also with one that fails; a job inside a job gives back the outer's."""

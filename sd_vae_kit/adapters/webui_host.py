@@ -112,6 +112,7 @@ class WebuiHost(ABC):
         self.gate = CallGate()
         self.listeners: list[Listener] = []
         self.vae_listeners: list[Callable[[], None]] = []
+        self.page_notice: Callable[[str], None] = lambda message: None  # one line on the page that is being served
         self.refusal: Callable[[VaeKitError], Exception] = lambda error: error
         self._swappers: weakref.WeakKeyDictionary[nn.Module, Swapper] = weakref.WeakKeyDictionary()
         self._known: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()  # VAE modules
@@ -290,7 +291,7 @@ class WebuiHost(ABC):
     def guard_calls(self, model: nn.Module, names: Iterable[str]) -> None:
         """Let a swap wait for the model's running encodes and decodes."""
         for name in names:
-            if hasattr(model, name):
+            if hasattr(model, name) and not self.patches.is_applied(model, name):
                 self.patches.replace(model, name, self._guarded)
 
     def _guarded(self, original: Callable[..., object]) -> Callable[..., object]:

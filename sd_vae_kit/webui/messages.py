@@ -31,13 +31,18 @@ def connect(host: WebuiHost) -> None:
     _log_to_console()
     host.listeners[:] = [show]
     host.refusal = Refusal
+    host.page_notice = show_on_page
 
 
 def show(message: str, level: Level) -> None:
     """One line on the console, and on the page if the current call came from one."""
     LOGGER.log({"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}[level], message)
-    if level == "info":
-        return
+    if level != "info":
+        show_on_page(message)
+
+
+def show_on_page(message: str) -> None:
+    """A toast, if the current call came from a page."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # outside a page's call gradio only warns that there is no page
         gr.Warning(message)

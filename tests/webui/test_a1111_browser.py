@@ -142,11 +142,11 @@ def test_the_settings_page_has_every_setting(page):
 def test_pasted_parameters_choose_the_jobs_vae(page):
     text = "a cat\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64, Job VAE: two/same.safetensors"
     page.locator("#txt2img_prompt textarea").fill(text)
-    page.locator("#paste").click()
+    page.locator("#txt2img_tools #paste").click()
     open_panel(page)
     expect(page.locator("#vae_kit_txt2img_vae input")).to_have_value("two/same.safetensors", timeout=LOAD_MS)
     made = generate(page)
     assert "VAE: two/same.safetensors" in made
     page.locator("#txt2img_prompt textarea").fill("a dog\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64")
-    page.locator("#paste").click()
+    page.locator("#txt2img_tools #paste").click()
     expect(page.locator("#vae_kit_txt2img_vae input")).to_have_value("Automatic", timeout=LOAD_MS)
