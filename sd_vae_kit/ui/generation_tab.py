@@ -79,13 +79,14 @@ def view(snapshot: Snapshot) -> list[object]:
     """Updates for `GenerationTab.outputs`."""
     update = gradio_compat.update
     if snapshot.is_running:
-        running = [update(visible=False), "", update(), update(interactive=False), 0, update(interactive=True)]
+        # the style sheet hides the gallery while the live view is there
+        running = [update(), "", update(), update(interactive=False), 0, update(interactive=True)]
         return [markup.live_view(snapshot), *running]
     paths = [str(picture.path) for picture in snapshot.pictures]
     first = snapshot.pictures[0].infotext if paths else ""
     return [
         "",
-        update(value=paths, visible=True, selected_index=0) if paths else update(visible=True),
+        update(value=paths, selected_index=0) if paths else update(),
         markup.outcome_line(snapshot),
         first if paths else update(),
         update(value=paths[0], interactive=True) if paths else update(),

@@ -147,7 +147,13 @@ def picture_gallery(label: str, elem_id: str, height: int) -> gr.Gallery:
         "object_fit": "contain",
     }
     return gr.Gallery(
-        label=label, elem_id=elem_id, height=height, columns=4, show_label=False, **_known(gr.Gallery.__init__, options)
+        label=label,
+        elem_id=elem_id,
+        elem_classes=["vk-gallery"],
+        height=height,
+        columns=4,
+        show_label=False,
+        **_known(gr.Gallery.__init__, options),
     )
 
 

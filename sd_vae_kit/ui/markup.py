@@ -22,7 +22,7 @@ def active_line(bar: TopBar) -> str:
 def status_lines(messages: Iterable[Message]) -> str:
     """One line per message, coloured by its level; nothing at all if there is none."""
     lines = [f'<div class="vk-{escape(m.level)}" role="status">{escape(m.text)}</div>' for m in messages]
-    return f'<div class="vk-status">{"".join(lines)}</div>' if lines else ""
+    return f'<div class="vk-status vk-shown">{"".join(lines)}</div>' if lines else ""
 
 
 def live_view(snapshot: Snapshot) -> str:
@@ -34,10 +34,11 @@ def live_view(snapshot: Snapshot) -> str:
     share = 100 * snapshot.step / max(1, snapshot.steps)
     phase = escape(snapshot.phase or "starting")
     steps = f"step {snapshot.step} of {snapshot.steps}" if snapshot.step else ""
-    return (
-        f'<div class="vk-live">{picture}<div class="vk-progress" role="progressbar" aria-valuenow="{share:.0f}">'
-        f'<div class="vk-done" style="width: {share:.1f}%"></div><span>{phase} {steps}</span></div></div>'
+    bar = (
+        f'<div class="vk-progress" role="progressbar" aria-valuenow="{share:.0f}">'
+        f'<div class="vk-done" style="width: {share:.1f}%"></div><span>{phase} {steps}</span></div>'
     )
+    return f'<div class="vk-live vk-shown">{picture}{bar}</div>'
 
 
 def outcome_line(snapshot: Snapshot) -> str:

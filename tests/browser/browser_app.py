@@ -1,0 +1,176 @@
+"""The stand-alone app in a process of its own and a Chromium page on it, for the tests in this folder."""
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+from conftest import ROOT
+from PIL import Image
+
+START = "import sys; from sd_vae_kit.app import main; sys.exit(main(sys.argv[1:]))"
+if os.environ.get("VAE_KIT_TEST_DEMO"):
+    START = (
+        "import dataclasses, os, pathlib; import sd_vae_kit.app as a; real = a.folders_of; "
+        "a.folders_of = lambda o: dataclasses.replace(real(o), demo=pathlib.Path(os.environ['VAE_KIT_TEST_DEMO'])); "
+    ) + START
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+READY_SECONDS = 120
+WAIT_MS = 180_000  # a job on two busy cores
+
+
+def find_chromium():
+    """Path of the system's Chromium, None if there is none."""
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
+@contextmanager
+def running_app(data: Path, *options: str):
+    """Start the app over a data folder and yield its address."""
+    port = _free_port()
+    command = [sys.executable, "-c", START, "--data-dir", str(data), "--port", str(port), "--no-browser", *options]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+    )
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
+    reader.start()
+    try:
+        _wait_until_ready(process, port, lines)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(30)
+        reader.join(10)
+        process.stdout.close()
+        if any("Traceback" in line for line in lines):
+            sys.stderr.write("".join(lines))
+
+
+class App:
+    """What tests do on a page, in the words of the page."""
+
+    def __init__(self, page, address: str) -> None:
+        self.page = page
+        self.address = address
+        self.problems: list[str] = []
+        page.set_default_timeout(30_000)
+        page.on("console", lambda message: self._note("console", message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self._note("page error", str(error)))
+        self._open_events: list[object] = []
+        page.on("request", self._check_request)
+        for ending in ("requestfinished", "requestfailed"):
+            page.on(ending, self._forget_request)
+
+    def open(self) -> None:
+        """Load or reload the page and wait until the server's values are in it."""
+        self.settle()  # leaving while an event is open is an error in gradio's own words
+        self.page.goto(self.address)
+        self.page.wait_for_selector("#vae_kit_txt2img_generate")
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until every event has been answered, those that follow from answers too."""
+        quiet = 0
+        while quiet < 5:
+            self.page.wait_for_timeout(100)
+            quiet = 0 if self._open_events else quiet + 1
+
+    def tab(self, name: str, *, settle: bool = True) -> None:
+        """Open a tab; what it shows is put in only then."""
+        self.page.get_by_role("tab", name=name, exact=True).click()
+        if settle:
+            self.settle()
+
+    def choose(self, element_id: str, option: str) -> None:
+        """Pick an option of a dropdown."""
+        self.page.locator(f"#{element_id} input").click()
+        self.page.get_by_role("option", name=option, exact=True).click()
+
+    def chosen(self, element_id: str) -> str:
+        return self.page.locator(f"#{element_id} input").input_value()
+
+    def type(self, element_id: str, text: object) -> None:
+        """Fill a text or number field and leave it."""
+        field = self.page.locator(f"#{element_id} textarea, #{element_id} input:not([type=range])").first
+        field.fill(str(text))
+        field.blur()
+
+    def text(self, element_id: str) -> str:
+        return self.page.locator(f"#{element_id}").inner_text()
+
+    def value(self, element_id: str) -> str:
+        return self.page.locator(f"#{element_id} textarea, #{element_id} input:not([type=range])").first.input_value()
+
+    def form(self, tab: str, **values: object) -> None:
+        for name, value in values.items():
+            self.type(f"vae_kit_{tab}_{name}", value)
+
+    def generate(self, tab: str) -> np.ndarray:
+        """Press Generate, wait for the end, return the picture."""
+        self.start(tab)
+        return self.finished(tab)
+
+    def start(self, tab: str) -> None:
+        self.page.click(f"#vae_kit_{tab}_generate")
+        self.page.wait_for_selector(f"#vae_kit_{tab}_live .vk-live")
+
+    def finished(self, tab: str) -> np.ndarray:
+        self.page.wait_for_selector(f"#vae_kit_{tab}_outcome .vk-status", timeout=WAIT_MS)
+        return self.picture(tab)
+
+    def picture(self, tab: str) -> np.ndarray:
+        """The picture in the gallery, as the server sends it."""
+        source = self.page.locator(f"#vae_kit_{tab}_gallery img").first.get_attribute("src")
+        answer = self.page.request.get(source)
+        return np.asarray(Image.open(io.BytesIO(answer.body())).convert("RGB")).astype(float)
+
+    def wait_for_text(self, element_id: str, text: str, timeout: float = 60_000) -> None:
+        self.page.locator(f"#{element_id}").get_by_text(text).first.wait_for(timeout=timeout)
+
+    def _check_request(self, request) -> None:
+        url = urlsplit(request.url)
+        if url.scheme not in ("data", "blob") and url.hostname != "127.0.0.1":
+            self._note("request to the outside", request.url)
+        if "/queue/" in request.url:
+            self._open_events.append(request)
+
+    def _forget_request(self, request) -> None:
+        if request in self._open_events:
+            self._open_events.remove(request)
+
+    def _note(self, kind: str, text: str) -> None:
+        self.problems.append(f"{kind}: {text}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_ready(process: subprocess.Popen, port: int, lines: list[str]) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the app ended with {process.returncode}:\n{''.join(lines)}")
+        if any("VAE Kit is at" in line for line in lines):
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"the app was not ready after {READY_SECONDS} s:\n{''.join(lines)}")
