@@ -55,6 +55,7 @@ class ForgeHost(A1111Host):
 
     name = "Forge"
     core_options = CORE_OPTIONS
+    faultless = frozenset({"exact_stem"})  # it looks for no VAE beside a checkpoint; we do, by the exact name
 
     def __init__(self, library: Library) -> None:
         super().__init__(library)

@@ -104,6 +104,7 @@ class WebuiHost(ABC):
 
     name: str
     core_options: tuple[str, ...] = ()  # of the program's own options, those a VAE depends on
+    faultless: frozenset[str] = frozenset()  # names of `Repairs` for faults this program does not have
     quicksettings_key = "quicksettings_list"  # the option that lists what the top bar holds
 
     def __init__(self, library: Library) -> None:

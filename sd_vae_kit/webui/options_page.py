@@ -29,7 +29,8 @@ def page_specs() -> Iterator[Spec]:
 def add(host: WebuiHost) -> None:
     """Add all options; safe to call again on Reload UI."""
     for spec in page_specs():
-        shared.opts.add_option(spec.key, option_info(spec, host))
+        if spec.section != "repairs" or spec.name not in host.faultless:
+            shared.opts.add_option(spec.key, option_info(spec, host))
     host.keep_leaks(host.core_options)
     if not shared.opts.data.get(FIRST_START_DONE):
         _first_start(host)
