@@ -86,3 +86,7 @@ class TargetExistsError(DownloadError):
 
 class ConsentError(DownloadError):
     """The file is only fetched after the user agreed: it cannot be verified, or its licence is unclear."""
+
+
+class RulesError(VaeKitError, ValueError):
+    """A rules file that does not follow its schema; the message names the rule and what is wrong with it."""

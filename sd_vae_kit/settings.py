@@ -280,6 +280,41 @@ class DownloadSettings:
 
 
 @dataclass(frozen=True)
+class GuardSettings:
+    """Recognising a VAE made for another model family before it spoils a picture."""
+
+    wrong_family: str = setting(
+        "warn",
+        Spec(
+            "A VAE of another family",
+            "warn uses it and says so, refuse keeps the VAE that was active, off does not look at families at all.",
+            "choice",
+            choices=("warn", "refuse", "off"),
+        ),
+    )
+    by_hash: bool = setting(
+        True,
+        Spec("Look the file's hash up", "Recognise files of the catalogue by their SHA-256.", "checkbox"),
+    )
+    by_fingerprint: bool = setting(
+        True,
+        Spec(
+            "Compare weights with known ones",
+            "Recognise re-saved, converted and shrunk copies of VAEs that are known.",
+            "checkbox",
+        ),
+    )
+    by_behaviour: bool = setting(
+        True,
+        Spec(
+            "Try it on a small picture",
+            "Tell SD 1 from SDXL and SD 3 from FLUX by a test that takes a second, once per file.",
+            "checkbox",
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class Settings:
     """All sections; the field's name is the section's name, the class's docstring its explanation."""
 
@@ -287,9 +322,16 @@ class Settings:
     preview: PreviewSettings = PreviewSettings()
     saving: SavingSettings = SavingSettings()
     download: DownloadSettings = DownloadSettings()
+    guard: GuardSettings = GuardSettings()
 
 
-SECTION_TITLES = {"vae": "VAE", "preview": "Live preview", "saving": "Saving pictures", "download": "Downloads"}
+SECTION_TITLES = {
+    "vae": "VAE",
+    "preview": "Live preview",
+    "saving": "Saving pictures",
+    "download": "Downloads",
+    "guard": "Wrong-family guard",
+}
 
 
 def specs() -> Iterator[Spec]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sd_vae_kit.errors import VaeNotFoundError
+from sd_vae_kit.features.rules import FILE_NAME, Rule, Run, first_match
 from sd_vae_kit.host import Checkpoint, Host
 from sd_vae_kit.library import Entry, Library
 from sd_vae_kit.settings import AUTOMATIC, NONE
@@ -17,7 +18,7 @@ class Decision:
 
     Attributes:
         entry: The library's file, None for the checkpoint's own VAE.
-        rule: Short name of the rule that applied: "command line", "job", "setting", "card", "beside", "own".
+        rule: Short name of what applied: "command line", "job", "setting", "rule", "card", "beside", "own".
         reason: One sentence for the user.
     """
 
@@ -31,7 +32,13 @@ class Decision:
         return self.entry.name if self.entry else NONE
 
 
-def resolve(host: Host, library: Library, job_vae: str | None = None) -> Decision:
+def resolve(
+    host: Host,
+    library: Library,
+    job_vae: str | None = None,
+    rules: Sequence[Rule] = (),
+    run: Run = "picture",
+) -> Decision:
     """Run through the rules; the first that applies decides.
 
     Command line, the job's own choice, the dropdown when it names something, the checkpoint's card, a file beside the
@@ -41,13 +48,15 @@ def resolve(host: Host, library: Library, job_vae: str | None = None) -> Decisio
         host: Its settings, command line and loaded checkpoint are read.
         library: Where names are looked up.
         job_vae: The job's choice: a name, "None", or None / "Automatic" for no choice.
+        rules: The user's, in order (vae_rules.json).
+        run: Which pass of a job the VAE is for.
 
     Raises:
         VaeNotFoundError: The rule that applies names a file that is not there.
     """
     chosen = host.settings.vae.sd_vae
     dropdown = _named(library, chosen, "setting", "chosen in the SD VAE dropdown")
-    per_checkpoint = (_from_card, _from_neighbour)
+    per_checkpoint = (lambda c, lib: _from_rules(c, lib, rules, run), _from_card, _from_neighbour)
     own_rules = [lambda rule=rule: rule(host.checkpoint, library) for rule in per_checkpoint]
     ordered: list[Callable[[], Decision | None]] = [
         lambda: _from_command_line(host, library),
@@ -81,6 +90,22 @@ def _from_command_line(host: Host, library: Library) -> Decision | None:
     except VaeNotFoundError as error:
         raise VaeNotFoundError(f"--vae-path names {host.forced_vae}, which is not there; correct the path.") from error
     return Decision(entry, "command line", f"{entry.name} was given with --vae-path, which beats every other choice.")
+
+
+def _from_rules(checkpoint: Checkpoint | None, library: Library, rules: Sequence[Rule], run: Run) -> Decision | None:
+    """The first rule that matches; one that says "Automatic" ends the rules without an answer."""
+    if checkpoint is None or not (hit := first_match(rules, checkpoint, run)):
+        return None
+    number, rule = hit
+    if rule.vae == AUTOMATIC:
+        return None
+    if rule.vae == NONE:
+        return Decision(None, "rule", f"The checkpoint's own VAE: rule {number} asks for it ({rule.conditions}).")
+    try:
+        entry = library.get(rule.vae)
+    except VaeNotFoundError as error:
+        raise VaeNotFoundError(f"Rule {number} of {FILE_NAME} ({rule.conditions}): {error}") from error
+    return Decision(entry, "rule", f"{entry.name} follows from rule {number} ({rule.conditions}).")
 
 
 def _from_card(checkpoint: Checkpoint | None, library: Library) -> Decision | None:

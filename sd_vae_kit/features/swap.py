@@ -22,6 +22,8 @@ from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.core.vae import VaeWeights, build
 from sd_vae_kit.errors import VaeMismatchError
 from sd_vae_kit.features.choice import Decision, resolve
+from sd_vae_kit.features.guard_family import FamilyGuard
+from sd_vae_kit.features.rules import RulesFile, Run
 from sd_vae_kit.host import Checkpoint, Host
 from sd_vae_kit.library import Entry, Library
 
@@ -94,9 +96,13 @@ class Active:
 class Swapper:
     """Owns which VAE is live in one host; every method may be called from any thread."""
 
-    def __init__(self, host: Host, library: Library) -> None:
+    def __init__(
+        self, host: Host, library: Library, *, guard: FamilyGuard | None = None, rules: RulesFile | None = None
+    ) -> None:
         self._host = host
         self._library = library
+        self._guard = guard
+        self._rules = rules
         self._lock = threading.RLock()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vae-kit-swap")
         self._stored: OrderedDict[Key, StoredVae] = OrderedDict()
@@ -115,21 +121,22 @@ class Swapper:
             self._stored.pop(OWN_KEY, None)
             self._active = Active(Decision(None, "own", "Nothing was chosen yet: the checkpoint's own VAE is used."))
 
-    def resolve(self, job_vae: str | None = None) -> Decision:
-        """Which VAE the rules choose now; nothing changes.
+    def resolve(self, job_vae: str | None = None, run: Run = "picture") -> Decision:
+        """Which VAE the rules choose now for that pass; nothing changes.
 
         Raises:
             VaeNotFoundError: The rule that applies names a file that is not there.
         """
-        return resolve(self._host, self._library, job_vae)
+        rules = self._rules.rules if self._rules else ()
+        return resolve(self._host, self._library, job_vae, rules, run)
 
-    def choose(self, job_vae: str | None = None) -> Active:
-        """Make the VAE live that the rules choose.
+    def choose(self, job_vae: str | None = None, run: Run = "picture") -> Active:
+        """Make the VAE live that the rules choose for that pass.
 
         Raises:
             VaeKitError: Not found, broken, or it does not fit; the live VAE is then exactly what it was.
         """
-        return self.activate(self.resolve(job_vae))
+        return self.activate(self.resolve(job_vae, run))
 
     def activate(self, decision: Decision) -> Active:
         """Make the decision's VAE live; weights that are live already stay untouched.
@@ -185,6 +192,8 @@ class Swapper:
         if checkpoint is None or decision.entry is None:
             return ()
         refuse_other_channels(decision.name, weights.detection.z_channels, checkpoint)
+        if self._guard is not None:
+            return self._guarded(self._guard, weights, decision.entry, checkpoint)
         family, needs = weights.detection.family, checkpoint.latent_format
         if family and needs.name not in split_family(family):
             made_for = family_label(family)
@@ -192,6 +201,18 @@ class Swapper:
                 f"{decision.name} is a VAE for {made_for}, the loaded model is {needs.label}: colours will be wrong.",
             )
         return ()
+
+    def _guarded(
+        self, guard: FamilyGuard, weights: VaeWeights, entry: Entry, checkpoint: Checkpoint
+    ) -> tuple[str, ...]:
+        """The guard's opinion as warnings, or as an error where the user wants it so."""
+        settings = self._host.settings.guard
+        if settings.wrong_family == "off":
+            return ()
+        verdict = guard.check(entry, checkpoint, settings, weights)
+        if verdict.state in ("wrong", "impossible") and settings.wrong_family == "refuse":
+            raise VaeMismatchError(verdict.message)
+        return (verdict.message,) if verdict.message else ()
 
     def _exchange(self, live: Slot, stored: StoredVae, key: Key, label: str) -> None:
         """Change what is live; all that can fail on the user's account is done before the first byte moves."""
