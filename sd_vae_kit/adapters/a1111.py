@@ -11,7 +11,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from modules import (
     call_queue,
     devices,
     extra_networks,
-    lowvram,
     options,
     paths,
     processing,
@@ -81,6 +80,8 @@ class A1111Host(WebuiHost):
         self._refused: dict[int, Key] = {}  # id of a model -> the VAE that could not be used when it was loaded
         self._fresh = False  # a checkpoint's weights were just put into the model, its own VAE is live
         self._left_to_host: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._own_states: weakref.WeakKeyDictionary[nn.Module, tuple[Mapping[str, Tensor], dict[str, Tensor]]]
+        self._own_states = weakref.WeakKeyDictionary()
         self._errors = threading.local()
         self._reverted: tuple[str, object, str] | None = None  # option, its value and what was said, just now
 
@@ -321,9 +322,14 @@ class A1111Host(WebuiHost):
 
     def _own_state(self, model: Any, swapper: Swapper) -> dict[str, Tensor]:
         """The checkpoint's own VAE under the live module's names, sharing memory with what the swapper remembers."""
-        own, live = swapper.own_weights(), LiveWeights(model.first_stage_model)
-        named = {live.detection.names[name]: own[name] for name in live.tensors}
-        return {**model.first_stage_model.state_dict(), **named}
+        own = swapper.own_weights()
+        known, state = self._own_states.get(model, (None, {}))
+        if known is not own:
+            live = LiveWeights(model.first_stage_model)
+            named = {live.detection.names[name]: own[name] for name in live.tensors}
+            state = {**model.first_stage_model.state_dict(), **named}
+            self._own_states[model] = (own, state)
+        return state
 
     def _load_vae_dict(self, original: Callable[..., Any], filename: str, map_location: Any) -> Any:
         """Weights in ldm names, from any layout: the checkpoint merger writes them under first_stage_model."""
@@ -395,6 +401,8 @@ class A1111Host(WebuiHost):
 
     @contextmanager
     def computing(self) -> Iterator[torch.device]:
+        from modules import lowvram  # not in programs that only share the rest of this adapter
+
         with call_queue.queue_lock:
             yield devices.cpu if lowvram.is_enabled(self.model) else devices.device
 

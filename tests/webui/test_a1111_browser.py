@@ -14,6 +14,8 @@ pytestmark = pytest.mark.webui
 
 SHOTS = "VAE_KIT_SCREENSHOTS"  # a folder: screenshots are saved there
 LOAD_MS = 60_000
+# A1111 1.10.1 without any extension, each time Generate is pressed
+HOSTS_OWN = "Cannot read properties of undefined (reading 'props')"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,8 @@ def browser():
 def page(browser, webui):
     page = browser.new_page(viewport={"width": 1280, "height": 960})
     wrong = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("pageerror", lambda error: wrong.append(str(error)) if HOSTS_OWN not in str(error) else None)
+    assert webui.set(sd_vae="Automatic").status == 200
     page.goto(webui.url)
     expect(page.locator("#setting_sd_vae")).to_be_visible(timeout=LOAD_MS)
     before = len(webui.log)
@@ -85,8 +88,8 @@ def generate(page: Page) -> str:
     page.locator("#txt2img_generate").click()
     shown = page.locator("#txt2img_gallery img").first
     expect(shown).not_to_have_attribute("src", before or "", timeout=LOAD_MS)
-    expect(page.locator("#html_info_txt2img")).to_contain_text("Steps: 2", timeout=LOAD_MS)
-    return page.locator("#html_info_txt2img").inner_text()
+    expect(page.locator("#html_info_txt2img").first).to_contain_text("Steps: 2", timeout=LOAD_MS)
+    return page.locator("#html_info_txt2img").first.inner_text()
 
 
 def test_the_dropdown_in_the_top_bar_changes_the_picture(page):

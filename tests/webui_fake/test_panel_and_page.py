@@ -1,10 +1,13 @@
 """Panel, settings page, XYZ axes, messages and HTTP guard beside a fake A1111."""
 
 import asyncio
+import json
+import re
 import types
 
 import gradio as gr
 import pytest
+from conftest import ROOT
 from fake_a1111 import FakeA1111, installed
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -208,3 +211,47 @@ def test_user_and_password_are_those_of_the_host(webui):
         assert client.get("/vae-kit/v1/status", auth=login).status_code == code
     assert client.get("/vae-kit/v1/status", auth=("bob", "two:three")).status_code == 200
     assert client.post("/vae-kit/v1/encode", json={}, auth=("eve", "ü")).status_code == 401
+
+
+# --- localization ----------------------------------------------------------------------------------------------------
+
+LANGUAGES = sorted((ROOT / "localizations").glob("*.json"))
+
+
+def shown_texts():
+    """What the host's localization meets: labels, sentences in the form the page shows them, the panel's words."""
+    from sd_vae_kit.webui.job_settings import job_specs
+    from sd_vae_kit.webui.options_page import page_specs
+
+    page = [text for spec in page_specs() for text in (labelled(spec), f"({spec.help.rstrip('.')})")]
+    return {*page, *(text for spec in job_specs() for text in (spec.label, spec.help))}
+
+
+def is_made_by(code, text):
+    """Whether the code holds the text, or the parts it puts it together from."""
+    return all(part in code for part in re.split(r"\bwas | the checkpoint$", text.rstrip(".")))
+
+
+def labelled(spec):
+    return f"{spec.label} ({spec.unit})" if spec.unit else spec.label
+
+
+@pytest.mark.parametrize("path", LANGUAGES, ids=lambda path: path.stem)
+def test_translations_are_of_texts_that_are_shown(webui, path):
+    from sd_vae_kit.adapters.repairs import repair_specs
+    from sd_vae_kit.webui.job_settings import job_specs
+
+    translated = json.loads(path.read_text("utf-8"))
+    code = "".join(file.read_text("utf-8") for file in (ROOT / "sd_vae_kit").rglob("*.py"))
+    code += (ROOT / "javascript" / "vae_kit.js").read_text("utf-8")
+    stale = [text for text in translated if text not in shown_texts() and not is_made_by(code, text)]
+    assert stale == [], "not shown any more: remove or reword"
+    own = [*repair_specs(), *job_specs()]
+    assert [spec.label for spec in own if spec.label not in translated] == []
+
+
+def test_languages_translate_the_same_texts():
+    first, *others = (json.loads(path.read_text("utf-8")).keys() for path in LANGUAGES)
+    assert len(LANGUAGES) == 2
+    for other in others:
+        assert first == other
