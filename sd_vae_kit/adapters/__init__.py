@@ -18,9 +18,11 @@ def detect_host() -> WebuiHost | None:
     if find_spec("modules") is None or find_spec("modules.sd_vae") is None:
         return None
     if find_spec("backend") is not None and find_spec("modules_forge") is not None:
-        from sd_vae_kit.adapters import forge
+        from modules import sd_vae
 
-        return forge.create()
+        from sd_vae_kit.adapters import forge, forge_neo
+
+        return forge_neo.create() if hasattr(sd_vae, "restore_vae_weights") else forge.create()
     if find_spec("modules.sd_hijack") is None or find_spec("modules.lowvram") is None:
         return None
     from sd_vae_kit.adapters import a1111

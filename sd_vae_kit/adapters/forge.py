@@ -33,10 +33,9 @@ from modules import (
 from torch import nn
 
 from sd_vae_kit.adapters.a1111 import A1111Host, data_folder, folders
-from sd_vae_kit.adapters.webui_host import ModelView
 from sd_vae_kit.core.latent_format import FORMATS, LatentFormat
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.features.choice import Decision, resolve
+from sd_vae_kit.features.choice import Decision
 from sd_vae_kit.features.swap import Active
 from sd_vae_kit.host import Checkpoint
 from sd_vae_kit.infotext import parse_fields
@@ -137,6 +136,7 @@ class ForgeHost(A1111Host):
         return getattr(vae, "first_stage_model", None)
 
     def checkpoint_of(self, model: Any, file: str | None = None) -> Checkpoint | None:
+        model = self.model if model is None else model  # only one is ever loaded
         info = getattr(model, "sd_checkpoint_info", None)
         module = self.first_stage_of(model)
         if info is None or module is None:
@@ -192,7 +192,7 @@ class ForgeHost(A1111Host):
 
         It was chosen by hand, so with SD VAE on Automatic it goes before card and neighbouring file.
         """
-        decision = resolve(ModelView(self, self.model), self.library, self.job_vae)
+        decision = super().decide(checkpoint_file)
         module = self._vae_module()
         if module is None:
             return decision
@@ -329,8 +329,10 @@ class ForgeHost(A1111Host):
         """The program has both lines in its infotext commented out (processing.py:756)."""
         super().name_vae_in(p)
         name, key, opts = p.sd_vae_name, self.infotext_key, shared.opts
-        p.extra_generation_params[f"{key} hash"] = p.sd_vae_hash if opts.add_vae_hash_to_info else None
-        p.extra_generation_params[key] = name if opts.add_vae_name_to_info else None
+        p.extra_generation_params[f"{key} hash"] = (
+            p.sd_vae_hash if getattr(opts, "add_vae_hash_to_info", True) else None
+        )
+        p.extra_generation_params[key] = name if getattr(opts, "add_vae_name_to_info", True) else None
 
     def _parse_generation_parameters(
         self, original: Callable[..., dict[str, Any]], text: str, *args: Any, **kwargs: Any
@@ -363,16 +365,17 @@ class ForgeHost(A1111Host):
 
 
 def latent_format_of(module: Any) -> LatentFormat:
-    """The family whose numbers the program scales this VAE's latents with."""
+    """The family by what the program does to a latent before it decodes it, which is affine for all that are known."""
     first = getattr(getattr(module, "decoder", None), "conv_in", None)
     channels = int(getattr(first, "in_channels", 0))
-    scale = float(getattr(module, "scaling_factor", 1.0))
-    shift = float(getattr(module, "shift_factor", None) or 0.0)
+    try:
+        zero, one = (module.process_out(torch.full((1, channels, 1, 1), value)) for value in (0.0, 1.0))
+        shift, scale = float(zero.mean()), 1 / float((one - zero).mean())
+    except (AttributeError, TypeError, ValueError, RuntimeError, ZeroDivisionError):
+        shift, scale = 0.0, 1.0
     for known in FORMATS.values():
-        if (
-            known.z_channels == channels
-            and abs(known.scale_factor - scale) + abs(known.shift_factor - shift) < TOLERANCE
-        ):
+        difference = abs(known.scale_factor - scale) + abs(known.shift_factor - shift)
+        if known.z_channels == channels and difference < TOLERANCE:
             return known
     return LatentFormat("unknown", "an unknown family", channels, scale, shift)
 

@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 from fake_a1111 import Runner, installed
-from fake_forge import VAE, FakeForge, HiresJob
+from fake_forge import VAE, FakeForge, FakeNeo, HiresJob
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_families_are_told_by_the_numbers_the_program_scales_with(webui, script,
     webui.factors = (0.13025, 0.0)
     made(webui, script)
     assert host.status().family == "SDXL"
-    webui.factors = (7.0, None)
+    webui.factors = (7.0, 0.0)
     webui.select("another")
     made(webui, script)
     assert host.status().family == "an unknown family"
@@ -351,3 +351,58 @@ def test_the_program_s_own_key_is_kept_where_it_does_not_declare_ours(webui, scr
     assert webui.generate(script, "plain.safetensors").infotext["SD VAE"] == "plain.safetensors"
     text = TEXT.replace("VAE: plain", "SD VAE: other")
     assert webui.infotext_utils.parse_generation_parameters(text)["SD VAE"] == "other.safetensors"
+
+
+# -- Forge Neo --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def neo(monkeypatch, tmp_path):
+    with installed(FakeNeo(tmp_path), monkeypatch) as fake:
+        from sd_vae_kit.webui import callbacks
+
+        callbacks.register()
+        fake.start()
+        yield fake
+
+
+@pytest.fixture
+def neo_script(neo):
+    from sd_vae_kit.webui.script import VaeKitScript
+
+    return VaeKitScript()
+
+
+def test_neo_is_told_by_what_it_can(neo):
+    from sd_vae_kit.webui.running import running
+
+    assert running().name == "Forge Neo"
+    assert neo.shared.opts.data["quicksettings_list"] == ["sd_vae"]
+
+
+def test_neo_takes_names_paths_none_and_automatic_in_a_request(neo, neo_script):
+    own = made(neo, neo_script)
+    by_name = neo.generate(neo_script, **override("plain.safetensors"))
+    assert by_name.infotext["SD VAE"] == "plain.safetensors"
+    assert not torch.equal(by_name.pictures[0], own)
+    by_path = made(neo, neo_script, **override(neo.sd_vae.vae_dict["plain.safetensors"]))
+    assert torch.equal(by_path, by_name.pictures[0])
+    for name in ("None", "Automatic"):
+        assert torch.equal(made(neo, neo_script, **override(name)), own)
+    assert torch.equal(made(neo, neo_script), own)
+
+
+def test_neo_s_setting_works_and_gives_way_to_a_request(neo, neo_script):
+    own = made(neo, neo_script)
+    neo.shared.opts.set("sd_vae", "plain.safetensors")
+    chosen = made(neo, neo_script)
+    assert not torch.equal(chosen, own)
+    assert torch.equal(made(neo, neo_script, **override("None")), own)
+    assert torch.equal(made(neo, neo_script), chosen)
+
+
+def test_neo_refuses_a_bad_request_and_forgets_it(neo, neo_script):
+    own = made(neo, neo_script)
+    with pytest.raises(Exception, match="nowhere"):
+        made(neo, neo_script, **override("nowhere"))
+    assert torch.equal(made(neo, neo_script), own)

@@ -1,0 +1,125 @@
+"""Forge with this extension in a real Chromium: the top bar, the panel, the settings page, Reload UI."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from installation import FORGE, start, wait_until
+from playwright.sync_api import expect
+from test_a1111_browser import LOAD_MS, SHOTS, browser, choose, generate, open_panel, sentence
+from test_forge import vaes
+
+pytestmark = pytest.mark.webui
+__all__ = ["browser", "vaes"]  # fixtures
+
+
+@pytest.fixture(scope="module")
+def webui(vaes, tmp_path_factory):
+    # with a data folder elsewhere Forge serves its own script.js only from a folder that is allowed by name
+    flags = [f"--vae-dir={vaes}", f"--gradio-allowed-path={FORGE.folder()}"]
+    webui = start(FORGE, tmp_path_factory.mktemp("forge"), *flags)
+    wait_until(lambda: "Startup time:" in webui.log, 300, webui)
+    yield webui
+    webui.stop()
+
+
+@pytest.fixture
+def page(browser, webui):
+    page = browser.new_page(viewport={"width": 1400, "height": 1050})
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(webui.url)
+    expect(page.locator("#setting_sd_vae")).to_be_visible(timeout=LOAD_MS)
+    before = len(webui.log)
+    yield page
+    page.close()
+    assert not wrong
+    assert "Traceback" not in webui.log[before:], webui.log[before:]
+
+
+def save(page, name):
+    folder = os.environ.get(SHOTS)
+    if folder:
+        page.evaluate("window.scrollTo(0, 0)")
+        page.wait_for_timeout(1500)
+        page.screenshot(path=Path(folder) / f"forge_{name}.png")
+
+
+def tab(page, bar, name):
+    page.locator(f"{bar} > .tab-nav button").filter(has_text=re.compile(rf"^\s*{name}\s*$")).click()
+
+
+def test_the_dropdown_in_the_top_bar_changes_the_picture_without_loading_the_checkpoint(page, webui):
+    open_panel(page)
+    own = generate(page)
+    assert "VAE:" not in own
+    expect(sentence(page)).to_contain_text("Automatic", timeout=LOAD_MS)
+    loaded = webui.log.count("Loading Model")
+    choose(page, "a.safetensors")
+    expect(sentence(page)).to_contain_text("a.safetensors was chosen in the SD VAE dropdown", timeout=LOAD_MS)
+    assert "VAE: a.safetensors" in generate(page)
+    assert webui.log.count("Loading Model") == loaded
+    save(page, "panel")
+
+
+def test_a_bad_choice_goes_back_and_says_why(page):
+    choose(page, "b.safetensors")
+    expect(page.locator("#setting_sd_vae input")).to_have_value("b.safetensors")
+    choose(page, "cut.safetensors")
+    expect(page.locator(".toast-wrap")).to_contain_text("The option stays at b.safetensors", timeout=LOAD_MS)
+    expect(page.locator("#setting_sd_vae input")).to_have_value("b.safetensors")
+    save(page, "refused")
+
+
+def test_a_job_whose_vae_cannot_be_used_says_so_on_the_page(page):
+    open_panel(page)
+    page.locator("#vae_kit_txt2img_vae input").click()
+    page.locator("#vae_kit_txt2img_vae ul.options li").filter(has_text="wrong.safetensors").click()
+    page.locator("#txt2img_generate").click()
+    expect(
+        page.locator("#html_log_txt2img, #html_info_txt2img, .toast-wrap").filter(has_text="wrong.safetensors").first
+    )
+    expect(page.locator(".toast-wrap")).to_contain_text("wrong.safetensors", timeout=LOAD_MS)
+
+
+def test_pasted_parameters_choose_sd_vae_for_the_next_jobs_and_no_module(page, webui):
+    text = "a cat\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64, VAE: a.safetensors, Job VAE: sub/b.safetensors"
+    page.locator("#txt2img_prompt textarea").fill(text)
+    page.locator("#paste").click()
+    open_panel(page)
+    expect(page.locator("#vae_kit_txt2img_vae input")).to_have_value("sub/b.safetensors", timeout=LOAD_MS)
+    expect(page.locator("#txt2img_override_settings")).to_contain_text("VAE: a.safetensors")
+    expect(page.locator("#txt2img_override_settings")).not_to_contain_text("VAE/TE")
+    assert "VAE: sub/b.safetensors" in generate(page)
+    assert webui.call("/sdapi/v1/options").body["forge_additional_modules"] == []
+
+
+def test_the_settings_page_has_every_setting(page):
+    tab(page, "#tabs", "Settings")
+    tab(page, "#settings", "VAE Kit")
+    for label in ("Load VAEs safely and fast", "Write the right VAE hash", "Never download"):
+        expect(page.get_by_label(label).first).to_be_visible()
+    expect(page.get_by_label("Automatic takes only a VAE")).to_have_count(0)
+    save(page, "settings")
+
+
+def test_reload_ui_twice_keeps_the_choice_and_the_dropdown_s_absence(page, webui):
+    choose(page, "a.safetensors")
+    expect(page.locator("#setting_sd_vae input")).to_have_value("a.safetensors")
+    webui.set(quick_setting_list=[])
+    for count in (2, 3):
+        tab(page, "#tabs", "Settings")
+        page.locator("#settings_restart_gradio").click()
+        wait_until(lambda count=count: webui.log.count("Startup time:") == count, 200, webui)
+        page.goto(webui.url)
+        expect(page.locator("#txt2img_generate")).to_be_visible(timeout=LOAD_MS)
+        assert "VAE: a.safetensors" in generate(page)
+        assert page.locator("#quicksettings #setting_sd_vae").count() == 0
+    # now it is on the settings page, where Forge would pass over it
+    tab(page, "#tabs", "Settings")
+    tab(page, "#settings", "VAE")
+    choose(page, "b.safetensors")
+    page.locator("#settings_submit").click()
+    wait_until(lambda: webui.call("/sdapi/v1/options").body["sd_vae"] == "b.safetensors", 30, webui)
+    assert webui.status()["vae"] == "b.safetensors"
