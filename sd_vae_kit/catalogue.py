@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from sd_vae_kit.core.latent_format import FORMATS, family_label
-from sd_vae_kit.errors import VaeNotFoundError
+from sd_vae_kit.errors import OptionError, VaeNotFoundError
 
 DATA = Path(__file__).with_name("catalogue.json")
 SCHEMA = 1
@@ -109,11 +109,16 @@ class KnownVae:
 
 
 class Catalogue:
-    """Entries and the ways to find one."""
+    """Entries and the ways to find one.
+
+    Attributes:
+        entries: In the order they are shown.
+        standards: Family -> name of the VAE to use where nothing else is known.
+    """
 
     def __init__(self, entries: Iterable[KnownVae], standard: Mapping[str, str] | None = None) -> None:
         self.entries = tuple(entries)
-        self._standard = dict(standard or {})
+        self.standards = dict(standard or {})
         self._by_name: dict[str, list[KnownVae]] = {}
         for entry in self.entries:
             for key in dict.fromkeys(map(_folded, entry.names)):
@@ -153,7 +158,7 @@ class Catalogue:
 
     def standard(self, family: str) -> KnownVae | None:
         """The VAE to use where nothing else is known; None for a family without one."""
-        name = self._standard.get(family)
+        name = self.standards.get(family)
         return self.find(name) if name else None
 
     def tiny_pair(self, family: str) -> tuple[KnownVae, KnownVae] | None:
@@ -171,6 +176,23 @@ class Catalogue:
 def catalogue() -> Catalogue:
     """The catalogue that comes with the program."""
     return read_catalogue(DATA.read_text("utf-8"))
+
+
+def with_own_entries(path: Path) -> Catalogue:
+    """The catalogue with the user's own entries in front, from a file of the same form; without one, as it comes.
+
+    Raises:
+        OptionError: The file is there and not right.
+    """
+    try:
+        own = read_catalogue(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return catalogue()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OptionError(f"{path} is not a catalogue ({error}); docs/catalogue.md shows the form.") from error
+    names = {entry.name for entry in own.entries}
+    rest = [entry for entry in catalogue().entries if entry.name not in names]
+    return Catalogue([*own.entries, *rest], {**catalogue().standards, **own.standards})
 
 
 def read_catalogue(text: str) -> Catalogue:

@@ -6,9 +6,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from sd_vae_kit.catalogue import DATA, SIZE_LIMITS, Catalogue, catalogue, read_catalogue
+from sd_vae_kit.catalogue import DATA, SIZE_LIMITS, Catalogue, catalogue, read_catalogue, with_own_entries
 from sd_vae_kit.core.latent_format import FORMATS
-from sd_vae_kit.errors import VaeNotFoundError
+from sd_vae_kit.errors import OptionError, VaeNotFoundError
 
 ENTRIES = catalogue().entries
 FOREIGN = {
@@ -148,3 +148,26 @@ def test_the_names_the_issue_asks_for_are_there():
         assert word in text
     for word in ("Anything", "Color101", "ClearVAE", "SDXL VAE 1.0", "fp16 fix", "SD3", "FLUX.1", "taesd", "taef1"):
         assert word in text
+
+
+def test_the_users_own_entries_come_first_and_may_replace(tmp_path):
+    data = json.loads(DATA.read_text("utf-8"))
+    mine = {**data["entries"][0], "note": "My own copy of it, from the shelf.", "url": "https://example.org/x"}
+    new = {**data["entries"][0], "name": "Mine", "file": "mine.safetensors", "sha256": "ab" * 32}
+    path = tmp_path / "catalogue.json"
+    path.write_text(json.dumps({"schema": 1, "standard": {"sd1": "Mine"}, "entries": [mine, new]}), "utf-8")
+    found = with_own_entries(path)
+    assert [entry.name for entry in found.entries[:2]] == [mine["name"], "Mine"]
+    assert len(found.entries) == len(ENTRIES) + 1
+    assert found.find(mine["name"]).note.startswith("My own")
+    assert found.standard("sd1").name == "Mine"
+    assert found.standard("sdxl") == catalogue().standard("sdxl")
+
+
+def test_without_own_entries_the_catalogue_is_as_it_comes_and_a_broken_file_is_said(tmp_path):
+    path = tmp_path / "catalogue.json"
+    assert with_own_entries(path) is catalogue()
+    for content in ("{", "[]", '{"schema": 1}', '{"schema": 1, "standard": {}, "entries": [3]}'):
+        path.write_text(content, "utf-8")
+        with pytest.raises(OptionError, match=r"is not a catalogue .*docs/catalogue\.md"):
+            with_own_entries(path)

@@ -1,4 +1,4 @@
-"""The command line: `inspect`, `encode`, `decode`, `convert`, `compare`.
+"""The command line: `inspect`, `encode`, `decode`, `convert`, `compare`, `download`.
 
 Every command prints its result on stdout, with `--json` as one object; exit code 0.  A user's error is one line on
 stderr; exit code 2.  Ctrl-C: 130.  What a command computes with is imported when it runs, so that `--help` and a
@@ -49,12 +49,19 @@ def _compare(options: argparse.Namespace) -> Outcome:
     return run(options)
 
 
+def _download(options: argparse.Namespace) -> Outcome:
+    from sd_vae_kit.cli.download_vae import run
+
+    return run(options)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "inspect": _inspect,
     "encode": _encode,
     "decode": _decode,
     "convert": _convert,
     "compare": _compare,
+    "download": _download,
 }
 
 

@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"VAE Kit {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_add_inspect, _add_encode, _add_decode, _add_convert, _add_compare):
+    for add in (_add_inspect, _add_encode, _add_decode, _add_convert, _add_compare, _add_download):
         add(commands.add_parser)
     return parser
 
@@ -91,6 +91,17 @@ def _add_compare(add: AddParser) -> None:
     _add_output(parser, "SHEET.png")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     _add_common(parser)
+
+
+def _add_download(add: AddParser) -> None:
+    parser = add("download", help="fetch a known VAE, verified, or list what is known", allow_abbrev=False)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name, file name, alias or hash in the catalogue")
+    parser.add_argument("--list", action="store_true", help="show the catalogue instead")
+    parser.add_argument("--family", metavar="F", help="for --list: only sd1, sdxl, sd3, flux, flux2 or sana")
+    parser.add_argument("--dir", metavar="DIR", help="where the file goes; default: models/VAE in the app's folder")
+    parser.add_argument("--accept", action="store_true", help="agree to what is said about unverified or unclear files")
+    parser.add_argument("--data-dir", metavar="DIR", help="the app's folder, with settings, models/VAE and catalogue")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

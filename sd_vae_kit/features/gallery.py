@@ -1,0 +1,206 @@
+"""Installed and known VAEs in one list: what each is, what it needs, where it is from, which checkpoints use it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sd_vae_kit.catalogue import Catalogue, KnownVae
+from sd_vae_kit.core.latent_format import FORMATS, family_label
+from sd_vae_kit.download.part_file import file_sha256
+from sd_vae_kit.errors import BrokenVaeError
+from sd_vae_kit.features.rules import Rule
+from sd_vae_kit.library import Entry
+
+SHOWN = ("all", "installed", "can be installed", "only recognised")
+PRECISION = {True: "runs in fp16", False: "needs fp32 or bf16 (or range shift)", None: ""}
+PARTS = {"both": "", "encoder": "encoder only", "decoder": "decoder only"}
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """One VAE as plain data.
+
+    Attributes:
+        key: What buttons hand back: the library's name of a file, or the catalogue's of a known VAE.
+        name: What it is called.
+        is_installed: Whether it is a file of the library.
+        family: Label, or what it may be.
+        families: Names for filtering.
+        size: Bytes, None where not known.
+        digits: First ten of the sha256, "" where not known.
+        precision: What it needs.
+        origin: Where it is from.
+        licence: As published.
+        used_by: Checkpoints and rules that lead to it.
+        note: What it is good for, or what is wrong with it.
+        can_install: Whether it can be fetched.
+        cautions: Sentences to agree to before.
+        is_active: Whether it is live now.
+        problem: Why a file cannot be used.
+    """
+
+    key: str
+    name: str
+    is_installed: bool
+    family: str
+    families: tuple[str, ...]
+    size: int | None
+    digits: str
+    precision: str = ""
+    origin: str = ""
+    licence: str = ""
+    used_by: tuple[str, ...] = ()
+    note: str = ""
+    can_install: bool = False
+    cautions: tuple[str, ...] = ()
+    is_active: bool = False
+    problem: str = ""
+
+    @property
+    def group(self) -> str:
+        """One of `SHOWN`."""
+        if self.is_installed:
+            return "installed"
+        return "can be installed" if self.can_install else "only recognised"
+
+
+def rows(
+    entries: Sequence[Entry],
+    known: Catalogue,
+    *,
+    families: Mapping[str, str],
+    rules: Sequence[Rule] = (),
+    active: str = "",
+) -> list[GalleryRow]:
+    """Files first, then what the catalogue knows and is not installed, those that can be installed first.
+
+    Args:
+        entries: The library's.
+        known: The catalogue; a file is recognised by its hash where that was worked out.
+        families: By entry's name, what the guard found out.
+        rules: The user's.
+        active: Name of the live file.
+    """
+    here = {entry.sha256 for entry in entries if entry.sha256}
+    installed = [_file_row(e, known.by_hash(e.sha256), families.get(e.name, e.family), rules, active) for e in entries]
+    others = [_known_row(vae) for vae in known.entries if vae.sha256 is None or vae.sha256 not in here]
+    return [*installed, *sorted(others, key=lambda row: not row.can_install)]
+
+
+def _file_row(entry: Entry, known: KnownVae | None, family: str, rules: Sequence[Rule], active: str) -> GalleryRow:
+    names = tuple(name for name in (known.family if known else family).split("|") if name)
+    stored = f"stored in {entry.dtype}" if entry.dtype else ""
+    return GalleryRow(
+        entry.name,
+        entry.name,
+        True,
+        known.family_label if known else family_label(family),
+        names,
+        entry.size,
+        (entry.sha256 or "")[:10],
+        ", ".join(filter(None, (PRECISION[known.fp16_safe] if known else "", stored))),
+        f"{known.name} ({_origin(known)})" if known else "",
+        known.licence if known else "",
+        used_by(entry, rules),
+        " ".join(filter(None, (known.note if known else "", PARTS[entry.part or "both"]))),
+        is_active=entry.name == active,
+        problem=entry.reason,
+    )
+
+
+def _known_row(known: KnownVae) -> GalleryRow:
+    return GalleryRow(
+        known.name,
+        known.name,
+        False,
+        known.family_label,
+        (known.family,),
+        known.size,
+        (known.sha256 or "")[:10],
+        PRECISION[known.fp16_safe],
+        _origin(known),
+        known.licence,
+        (),
+        known.note,
+        known.can_install,
+        known.cautions,
+    )
+
+
+def _origin(known: KnownVae) -> str:
+    """Host and owner: "huggingface.co/stabilityai"."""
+    if not known.url:
+        return "no address known"
+    parts = urlsplit(known.url)
+    owner = parts.path.split("/")[1] if parts.path.count("/") > 2 else ""
+    return f"{parts.hostname}/{owner}" if owner and owner != "api" else str(parts.hostname)
+
+
+def used_by(entry: Entry, rules: Sequence[Rule]) -> tuple[str, ...]:
+    """Checkpoints whose name it shares and lies beside, and the rules that name it."""
+    stem = entry.path.stem
+    beside = []
+    if stem.endswith(".vae"):
+        own = stem.removesuffix(".vae")
+        beside = [own + end for end in (".safetensors", ".ckpt") if entry.path.with_name(own + end).is_file()]
+    wanted = {entry.name.casefold(), entry.path.name.casefold(), entry.path.stem.casefold()}
+    named = [f"rule {n}: {rule.conditions}" for n, rule in enumerate(rules, 1) if rule.vae.casefold() in wanted]
+    return (*beside, *named)
+
+
+def filtered(found: Sequence[GalleryRow], query: str = "", family: str = "", shown: str = "all") -> list[GalleryRow]:
+    """Rows that have every word of the query somewhere, the family, and belong to the group."""
+    words = query.lower().split()
+    return [
+        row
+        for row in found
+        if all(word in _text(row) for word in words)
+        and (not family or family in row.families)
+        and shown in ("all", row.group)
+    ]
+
+
+def _text(row: GalleryRow) -> str:
+    parts = (row.name, row.family, row.digits, row.precision, row.origin, row.licence, row.note, *row.used_by)
+    return " ".join(parts).lower()
+
+
+def family_choices() -> list[tuple[str, str]]:
+    """(label, name) for a filter; "" means any."""
+    return [("any family", ""), *((item.label, name) for name, item in FORMATS.items())]
+
+
+def verify(entry: Entry, known: Catalogue) -> tuple[bool, str]:
+    """Read the whole file again and compare it with the catalogue; (whether it is right, one line).
+
+    Raises:
+        BrokenVaeError: It cannot be read.
+    """
+    try:
+        digits = file_sha256(entry.path)
+    except OSError as error:
+        raise BrokenVaeError(f"{entry.name} cannot be read: {error.strerror or error}; check the disk.") from error
+    found = known.by_hash(digits)
+    if found is not None:
+        return True, f"{entry.name} is {found.name}, byte for byte (sha256 {digits[:10]}...)."
+    namesake = [vae for vae in known.entries if entry.path.name in vae.names and vae.sha256]
+    if namesake:
+        expected = " or ".join(f"{vae.sha256[:10]}..." for vae in namesake if vae.sha256)
+        return False, (
+            f"{entry.name} is called like {namesake[0].name} but is another file: sha256 {digits[:10]}... instead of "
+            f"{expected}."
+        )
+    if entry.sha256 and entry.sha256 != digits:
+        return False, f"{entry.name} changed on the disk without its date: sha256 was {entry.sha256[:10]}..."
+    return True, f"{entry.name} is not in the catalogue; all of it could be read (sha256 {digits[:10]}...)."
+
+
+def reveal_command(path: Path, platform: str = sys.platform) -> list[str]:
+    """The command that shows a file in the system's file manager."""
+    if platform == "win32":
+        return ["explorer", f"/select,{path}"]
+    return ["open", "-R", str(path)] if platform == "darwin" else ["xdg-open", str(path.parent)]
