@@ -58,6 +58,23 @@ class Engine:
         return self.forge_objects.vae.decode(latent / 0.18215).clone()
 
 
+def _task_class(program: FakeForge) -> type:
+    class Task:
+        def __init__(self, func, args=(), kwargs=None):
+            self.func, self.args, self.kwargs, self.result, self.exception = func, args, kwargs or {}, None, None
+
+        def work(self):
+            main_thread = program.modules["modules_forge.main_thread"]
+            try:
+                self.result = self.func(*self.args, **self.kwargs)
+                main_thread.last_exception = None
+            except Exception as error:
+                program.printed.append(error)  # a traceback
+                self.exception = main_thread.last_exception = error
+
+    return Task
+
+
 class VideoVae(nn.Module):
     """A VAE of a kind nobody here knows."""
 
@@ -68,6 +85,10 @@ class VideoVae(nn.Module):
 
 class FakeForge(FakeA1111):
     """The program."""
+
+    def __init__(self, folder: Path) -> None:
+        self.printed: list[Exception] = []
+        super().__init__(folder)
 
     # -- what tests do ---------------------------------------------------------------------------------------------
 
@@ -121,7 +142,8 @@ class FakeForge(FakeA1111):
         for name in ("sysinfo", "ui_settings", "infotext_utils"):
             setattr(self.modules["modules"], name, self.modules[f"modules.{name}"])
         self.processing.set_config = self._set_config
-        self._module("modules_forge")
+        forge = self._module("modules_forge")
+        forge.main_thread = self._module("modules_forge.main_thread", Task=_task_class(self), last_exception=None)
         backend = self._module("backend")
         backend.memory_management = self._module("backend.memory_management", vae_device=lambda: torch.device("cpu"))
         self._module("backend.patcher").__path__ = backend.__path__ = []

@@ -30,6 +30,7 @@ from modules import (
     sysinfo,
     ui_settings,
 )
+from modules_forge import main_thread
 from torch import nn
 
 from sd_vae_kit.adapters.a1111 import A1111Host, data_folder, folders
@@ -79,6 +80,7 @@ class ForgeHost(A1111Host):
         self._replace(sysinfo, "set_config", self._set_config_by_api)
         self._replace(processing, "set_config", self._set_config)
         self._replace(processing, "process_images_inner", self._process_images_inner)
+        self._replace(main_thread.Task, "work", self._work)
         self._replace(infotext_utils, "parse_generation_parameters", self._parse_generation_parameters)
         for name in VAE_CALLS:  # of the class: an instance's patch would keep a dropped model, its UNet too, in memory
             if not self.patches.is_applied(VAE, name):
@@ -315,6 +317,24 @@ class ForgeHost(A1111Host):
         super().use_for_job(name)
         if self._job_vae is not None and before == self._job_vae:
             self.apply()
+
+    def _work(self, original: Callable[[Any], None], task: Any) -> None:
+        """A job from the page; one that is refused is a line there, without the traceback the program prints."""
+        function, refusals = task.func, []
+
+        def quietly(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                if not (isinstance(self.refusal, type) and isinstance(error, self.refusal)):
+                    raise
+                refusals.append(error)
+
+        task.func = quietly
+        original(task)
+        for error in refusals:  # the program shows what it finds there; Neo keeps the text only
+            in_words = f"{type(error).__name__}: {error}"
+            main_thread.last_exception = error if hasattr(task, "exception") else in_words
 
     def _run_settings(self, original: Callable[..., Any], page: Any, *values: Any) -> Any:
         """Apply on the settings page: the program passes over sd_vae there (ui_settings.py:88)."""

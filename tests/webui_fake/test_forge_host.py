@@ -215,6 +215,15 @@ def test_a_job_that_fails_leaves_nothing_behind(webui, script, own):
     assert torch.equal(made(webui, script), own)
 
 
+def test_a_refused_job_of_the_page_prints_no_traceback_but_a_defect_does(webui, script, own):
+    main_thread = webui.modules["modules_forge.main_thread"]
+    main_thread.Task(lambda: webui.generate(script, "wide.safetensors")).work()
+    assert "wide.safetensors" in str(main_thread.last_exception)
+    assert not webui.printed
+    main_thread.Task(lambda: webui.generate(script, fail=True)).work()
+    assert [str(error) for error in webui.printed] == ["the host failed"]
+
+
 def test_a_model_made_between_the_passes_gets_the_job_s_vae_before_its_first_picture(webui, script, own):
     p = HiresJob(script_args=("plain.safetensors",), scripts=Runner([script], webui.errors))
     webui.processing.process_images(p)
