@@ -107,9 +107,7 @@ class Job:
     sd_vae_name: str | None = None
     sd_vae_hash: str | None = None
     pictures: list[torch.Tensor] = field(default_factory=list)
-
-    def init(self, *args):
-        """img2img encodes here."""
+    init: Any = lambda: None  # img2img encodes here
 
     def sample(self, host):
         self.scripts.process_before_every_sampling(self)

@@ -35,6 +35,8 @@ from sd_vae_kit.adapters.webui_host import WebuiHost, collected, latent_format_o
 from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.features.choice import Decision
+from sd_vae_kit.features.guard_family import FamilyGuard
+from sd_vae_kit.features.rules import FILE_NAME, RulesFile
 from sd_vae_kit.features.swap import Active, Key, Swapper, key_of
 from sd_vae_kit.host import Checkpoint
 from sd_vae_kit.library import Entry, Folder, FolderKind, Library
@@ -76,6 +78,8 @@ class A1111Host(WebuiHost):
 
     def __init__(self, library: Library) -> None:
         super().__init__(library)
+        self.guard = FamilyGuard(library, data_folder() / "families.json")
+        self.rules = RulesFile(data_folder() / FILE_NAME)
         self._decided = Decision(None, "own", "The checkpoint's own VAE.")
         self._refused: dict[int, Key] = {}  # id of a model -> the VAE that could not be used when it was loaded
         self._fresh = False  # a checkpoint's weights were just put into the model, its own VAE is live
@@ -238,7 +242,13 @@ class A1111Host(WebuiHost):
             self._refused[id(model)] = key_of(decision.entry)
             active = swapper.activate(self._own_instead(error))
         self._record(model, swapper, active)
+        self._say_if_blank(model, active)
         return None
+
+    def _say_if_blank(self, model: Any, active: Active) -> None:
+        checkpoint = self.checkpoint_of(model)
+        for warning in self._without_weights(checkpoint, active, model.first_stage_model) if checkpoint else ():
+            self.notify(warning, "warning")
 
     def _our_swapper(self, model: Any, reload: Callable[..., object] | None) -> Swapper | None:
         """The model's swapper; None where loading is left to the host.

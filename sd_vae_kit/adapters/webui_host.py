@@ -24,6 +24,8 @@ from sd_vae_kit.core.latent_format import FORMATS, LatentFormat, family_label
 from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.features.choice import Decision, resolve
+from sd_vae_kit.features.guard_family import FamilyGuard
+from sd_vae_kit.features.rules import RulesFile, Run
 from sd_vae_kit.features.swap import Active, Swapper
 from sd_vae_kit.host import Checkpoint, Level
 from sd_vae_kit.library import Entry, Library
@@ -117,7 +119,10 @@ class WebuiHost(ABC):
         self.refusal: Callable[[VaeKitError], Exception] = lambda error: error
         self._swappers: weakref.WeakKeyDictionary[nn.Module, Swapper] = weakref.WeakKeyDictionary()
         self._known: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()  # VAE modules
+        self.guard: FamilyGuard | None = None
+        self.rules: RulesFile | None = None
         self._job_vae: str | None = None
+        self._run: Run = "picture"  # the pass of the job that is running
         self._said: set[str] = set()
         self._lock = threading.RLock()
 
@@ -257,7 +262,8 @@ class WebuiHost(ABC):
                 return None
             swapper = self._swappers.get(model)
             if swapper is None:
-                swapper = self._swappers[model] = Swapper(ModelView(self, model), self.library)
+                swapper = Swapper(ModelView(self, model), self.library, guard=self.guard, rules=self.rules)
+                self._swappers[model] = swapper
             return swapper
 
     def _knows(self, module: nn.Module) -> bool:
@@ -328,6 +334,18 @@ class WebuiHost(ABC):
             self._job_vae = before
             raise
 
+    def begin_pass(self, name: str | None, run: Run) -> None:
+        """Make the VAE live that the job has chosen for a pass, or the user's rules for a pass of that kind.
+
+        Raises:
+            VaeKitError: As `use_for_job`.
+        """
+        chosen, passed = self._job_vae, self._run
+        self._run = run
+        self.use_for_job(name)
+        if passed != run and chosen == self._job_vae:
+            self.apply()
+
     @contextmanager
     def job(self) -> Iterator[None]:
         """One job: what it chose for itself ends with it; a job inside a job gives back the outer's choice."""
@@ -343,14 +361,15 @@ class WebuiHost(ABC):
 
     def _back_to(self, name: str | None) -> None:
         try:
-            self.use_for_job(name)
+            self.begin_pass(name, "picture")
         except VaeKitError as error:
             self._job_vae = name
             self.notify(str(error), "error")
 
     def decide(self, checkpoint_file: str) -> Decision:
         """Which VAE the rules choose for a checkpoint."""
-        return resolve(ModelView(self, None, checkpoint_file), self.library, self._job_vae)
+        view = ModelView(self, None, checkpoint_file)
+        return resolve(view, self.library, self._job_vae, self.rules.rules if self.rules else (), self._run)
 
     def preferred(self, wanted: object) -> str | None:
         """The VAE named on a checkpoint's card, if there is such a file; cards are often written elsewhere."""
@@ -412,8 +431,17 @@ class WebuiHost(ABC):
             reason=active.decision.reason,
             sha256=self.hash_of(entry),
             precision=precision_of(module),
-            warnings=active.warnings,
+            warnings=(*active.warnings, *self._without_weights(checkpoint, active, module)),
         )
+
+    def _without_weights(self, checkpoint: Checkpoint, active: Active, module: nn.Module) -> tuple[str, ...]:
+        """A checkpoint saved without its VAE must not pass for one with a bad VAE."""
+        if active.decision.entry is not None or not is_blank(module):
+            return ()
+        needed = checkpoint.latent_format
+        fitting = [e.name for e in self.library.entries if e.state == "ok" and e.z_channels == needed.z_channels]
+        offer = f"choose {' or '.join(fitting[:3])}" if fitting else f"install a VAE for {needed.label}"
+        return (f"{checkpoint.name} holds no VAE of its own, so pictures would be grey; {offer}.",)
 
     def api_status(self) -> dict[str, object]:
         """`status` in the HTTP API's words."""
@@ -438,6 +466,15 @@ def precision_of(module: nn.Module) -> str:
     parameter = next(module.parameters(), None)
     name = str(parameter.dtype).removeprefix("torch.") if parameter is not None else ""
     return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
+
+
+def is_blank(module: nn.Module) -> bool:
+    """Whether a VAE has no weights: the checkpoint held none, and the program filled the module with zeros.
+
+    The norms tell: a trained one has weights around 1, and no other layer's weights need be looked at.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.GroupNorm) and m.weight is not None]
+    return bool(norms) and not any(bool(norm.weight.any()) for norm in norms)
 
 
 def latent_format_of(flags: Mapping[str, bool], scale_factor: object = None) -> LatentFormat:

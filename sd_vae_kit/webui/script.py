@@ -7,6 +7,7 @@ from typing import Any
 from modules import scripts
 
 from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.features.rules import Run
 from sd_vae_kit.webui import panel
 from sd_vae_kit.webui.job_settings import JobVaes, job_from
 from sd_vae_kit.webui.running import running
@@ -43,34 +44,36 @@ class VaeKitScript(scripts.Script):
             host.keep_leaks(p.override_settings or {})
 
     def process(self, p: Any, *values: object) -> None:
-        host, choice = running(), self._use(p, values, in_hires=False)
-        if host is not None and choice is not None:
+        """The host encodes an img2img picture after this hook."""
+        choice = self._begin(p, values, "img2img encode" if getattr(self, "is_img2img", False) else "picture")
+        if choice is not None:
             p.extra_generation_params.update(choice.infotext())
-            host.name_vae_in(p)
 
     def before_process_batch(self, p: Any, *values: object, **_: object) -> None:
-        self._use(p, values, in_hires=False)
+        self._begin(p, values, "picture")
 
     def process_before_every_sampling(self, p: Any, *values: object, **_: object) -> None:
-        self._use(p, values, in_hires=bool(getattr(p, "is_hr_pass", False)))
+        self._begin(p, values, "hires" if getattr(p, "is_hr_pass", False) else "picture")
 
     def postprocess(self, p: Any, processed: object, *values: object) -> None:
         host = running()
         if host is not None:
             host.end_job()
 
-    def _use(self, p: Any, values: tuple[object, ...], *, in_hires: bool) -> JobVaes | None:
+    def _begin(self, p: Any, values: tuple[object, ...], run: Run) -> JobVaes | None:
         """Make the pass's VAE live; None where nothing was done, because it cannot be or the extension is off."""
         host = running()
         if host is None:
             return None
         try:
             choice = job_from(values, getattr(p, XYZ_VALUES, None)).with_names(host.full_name)
-            host.use_for_job(choice.for_hires if in_hires else choice.vae)
+            host.begin_pass(choice.for_hires if run == "hires" else choice.vae, run)
         except VaeKitError as error:
             host.notify(str(error), "error")
             stop(p, host.refusal(error))
             return None
+        if run != "hires":  # a picture's parameters name the VAE of its first pass; the host took it before any hook
+            host.name_vae_in(p)
         return choice
 
 

@@ -1,5 +1,6 @@
 """The A1111 adapter beside a fake A1111 that makes the real one's mistakes."""
 
+import json
 import sys
 import threading
 
@@ -463,3 +464,55 @@ def test_the_host_is_recognised_by_what_it_has(fake, monkeypatch):
     assert type(detect_host()).__name__ == "A1111Host"
     monkeypatch.delitem(sys.modules, "modules.lowvram")
     assert detect_host() is None
+
+
+# --- the user's rules and the guard ----------------------------------------------------------------------------------
+
+
+def test_the_users_rules_choose_per_pass(webui, host, script):
+    rules = [{"vae": "plain", "pass": "img2img encode"}, {"vae": "other", "pass": "hires"}]
+    host.rules.save(json.dumps({"version": 1, "rules": rules}))
+    used = []
+    model = webui.shared.sd_model
+    model.decode_first_stage = lambda latent: used.append(webui.sd_vae.get_loaded_vae_name())
+    webui.generate(script, hires=True)
+    assert used == ["other.safetensors"]
+    assert webui.sd_vae.get_loaded_vae_name() is None
+    script.is_img2img = True
+    job = webui.generate(script, init=lambda: used.append(webui.sd_vae.get_loaded_vae_name()))
+    assert used[1:] == ["plain.safetensors", None]
+    assert job.sd_vae_name is None
+    webui.generate(script, "two/same.safetensors", hires=True)
+    assert used[3:] == ["two/same.safetensors"], "the job's own choice comes first"
+    assert not webui.errors
+
+
+def test_a_vae_of_another_family_is_refused_where_the_user_wants_it_so(webui, host, messages):
+    from vae_files import kl_config, kl_state, write
+
+    write(webui.folder / "VAE" / "sixteen.safetensors", kl_state(kl_config(16), seed=9))
+    write(webui.folder / "VAE" / "xl.safetensors", kl_state(seed=9), {"family": "sdxl"})
+    webui.sd_vae.refresh_vae_list()
+    assert choose(webui, "sixteen.safetensors") is False
+    webui.shared.opts.data["vae_kit_guard_wrong_family"] = "refuse"
+    assert choose(webui, "xl.safetensors") is False
+    assert "SDXL" in messages[-1][1]
+    webui.shared.opts.data["vae_kit_guard_wrong_family"] = "warn"
+    assert choose(webui, "xl.safetensors")
+    assert "SDXL" in " ".join(host.status().warnings)
+
+
+def test_a_checkpoint_without_vae_weights_says_so_and_offers_some(started):
+    from sd_vae_kit.webui.running import running
+
+    host, said = running(), []
+    host.listeners.append(lambda message, level: said.append((level, message)))
+    model = started.load_model()
+    for parameter in model.first_stage_model.parameters():
+        parameter.data.zero_()
+    assert "holds no VAE" in host.status().warnings[0]
+    assert "choose cut.safetensors" not in host.status().warnings[0], "only files that can be used are offered"
+    choose(started, "plain.safetensors")
+    assert not any("holds no VAE" in warning for warning in host.status().warnings)
+    choose(started, "None")
+    assert "holds no VAE" in host.status().warnings[0]

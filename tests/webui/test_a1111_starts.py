@@ -1,0 +1,122 @@
+"""A1111 started with other flags and settings: every test pays for a start of its own."""
+
+import concurrent.futures
+import json
+import time
+
+import pytest
+from installation import A1111, SMALL, start
+from vae_variants import smallest_checkpoint, write_variants
+
+pytestmark = pytest.mark.webui
+
+USER = "ann:secret"
+
+
+@pytest.fixture(scope="module")
+def vaes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vaes")
+    write_variants(folder, smallest_checkpoint(A1111.folder()))
+    return folder
+
+
+@pytest.fixture
+def started(tmp_path, vaes):
+    """Starts the web UI with saved settings and further flags; stops it at the end."""
+    running = []
+
+    def begin(*flags, settings=None, user=""):
+        (tmp_path / "config.json").write_text(json.dumps(settings or {}))
+        plain = [f"--vae-dir={vaes}", f"--ckpt={smallest_checkpoint(A1111.folder())}"]
+        running.append(start(A1111, tmp_path, *plain, *flags, user=user))
+        return running[-1]
+
+    yield begin
+    for webui in running:
+        webui.stop()
+
+
+def test_medvram_a_password_and_a_setting_that_cannot_be_honoured(started):
+    webui = started("--medvram", f"--api-auth={USER}", settings={"sd_vae": "wrong.safetensors"}, user=USER)
+    assert "wrong.safetensors" in webui.status()["reason"]
+    assert webui.status()["vae"] == "None"
+    assert webui.call("/sdapi/v1/options").body["sd_vae"] == "wrong.safetensors"
+    own = webui.txt2img()
+
+    for path in ("status", "list", "inspect?name=plain.safetensors"):
+        assert webui.call(f"/vae-kit/v1/{path}").status == 200
+        assert webui.call(f"/vae-kit/v1/{path}", user="ann:wrong").status == 401
+    assert webui.call("/vae-kit/v1/encode", {}, user="eve:secret").status == 401
+
+    made = webui.txt2img(override_settings={"sd_vae": "plain.safetensors"})
+    assert made.parameter("VAE") == "plain.safetensors"
+    assert webui.txt2img() == own, "the end of a request must not fail for the bad setting's sake"
+    assert webui.set(sd_vae="plain.safetensors").status == 200
+    assert webui.txt2img() == made
+    assert webui.img2img().parameter("VAE") == "plain.safetensors"
+    assert webui.set(sd_vae="cut.safetensors").status == 422
+    assert webui.txt2img() == made
+    previews_while_swapping(webui)
+    assert "Traceback" not in webui.log
+
+
+def previews_while_swapping(webui):
+    """The page asks for previews from another thread while jobs run and VAEs change."""
+    webui.set(show_progress_type="Full", show_progress_every_n_steps=1)
+    names = ("plain.safetensors", "other.safetensors")
+    expected = [webui.txt2img(override_settings={"sd_vae": name}) for name in names]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        jobs = [pool.submit(webui.txt2img, override_settings={"sd_vae": name}, steps=2) for name in names * 3]
+        while not all(job.done() for job in jobs):
+            assert webui.call("/sdapi/v1/progress").status == 200
+            time.sleep(0.05)
+    assert [job.result() for job in jobs] == expected * 3
+
+
+def test_several_checkpoints_stay_loaded(started):
+    webui = started(settings={"sd_checkpoints_limit": 2, "sd_vae": "plain.safetensors"})
+    models = [item["title"] for item in webui.call("/sdapi/v1/sd-models").body]
+    if len(models) < 2:
+        pytest.skip("the installation has one checkpoint only")
+    first = webui.call("/sdapi/v1/options").body["sd_model_checkpoint"]
+    second = next(title for title in models if title != first)
+    plain = webui.txt2img()
+    assert webui.set(sd_model_checkpoint=second).status == 200
+    other = webui.txt2img(width=64, height=64)
+    assert webui.set(sd_model_checkpoint=first).status == 200
+    assert webui.txt2img() == plain
+    webui.set(sd_vae="None")
+    own = webui.txt2img()
+    assert own != plain
+    assert webui.set(sd_model_checkpoint=second).status == 200
+    second_own = webui.txt2img()
+    assert second_own.parameter("VAE") is None
+    assert webui.set(sd_model_checkpoint=first).status == 200
+    assert webui.txt2img() == own
+    if other.parameter("VAE") is None:  # the setting did not fit the second checkpoint
+        assert other == second_own
+    assert "Traceback" not in webui.log
+
+
+def test_vae_path_beats_all_and_nowebui_serves_the_api(started, vaes):
+    webui = started("--nowebui", f"--vae-path={vaes / 'other.safetensors'}")
+    assert webui.status()["vae"] == "other.safetensors"
+    assert "--vae-path" in webui.status()["reason"]
+    expected = webui.txt2img()
+    assert webui.set(sd_vae="plain.safetensors").status == 200
+    assert webui.txt2img() == expected
+    assert expected.parameter("VAE") == "other.safetensors"
+    job = {"VAE Kit": {"args": ["plain.safetensors"]}}
+    assert webui.call("/sdapi/v1/txt2img", {**SMALL, "alwayson_scripts": job}).status == 200
+    assert webui.txt2img() == expected
+    assert "Traceback" not in webui.log
+
+
+def test_switched_off_it_leaves_the_host_alone(started, vaes):
+    webui = started("--vae-kit-disable")
+    assert webui.call("/vae-kit/v1/status").status == 404
+    names = [item["model_name"] for item in webui.call("/sdapi/v1/sd-vae").body]
+    assert "same.safetensors" in names
+    assert webui.set(sd_vae="plain.safetensors").status == 200
+    assert webui.txt2img().parameter("VAE") == "plain.safetensors"
+    assert "sd_vae" not in webui.call("/sdapi/v1/options").body.get("quicksettings_list", [])
