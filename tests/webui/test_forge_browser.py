@@ -83,7 +83,7 @@ def test_a_job_whose_vae_cannot_be_used_says_so_on_the_page(page):
 def test_pasted_parameters_choose_sd_vae_for_the_next_jobs_and_no_module(page, webui):
     text = "a cat\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64, VAE: a.safetensors, Job VAE: sub/b.safetensors"
     page.locator("#txt2img_prompt textarea").fill(text)
-    page.locator("#paste").click()
+    page.locator("#txt2img_tools #paste").click()
     open_panel(page)
     expect(page.locator("#vae_kit_txt2img_vae input")).to_have_value("sub/b.safetensors", timeout=LOAD_MS)
     expect(page.locator("#txt2img_override_settings")).to_contain_text("VAE: a.safetensors")
