@@ -9,7 +9,7 @@ from functools import reduce
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sd_vae_kit.core import layouts
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, split_moments
@@ -98,7 +98,11 @@ def build(weights: VaeWeights, *, dtype: torch.dtype | None = None) -> Autoencod
     target = dtype or compute_dtype(state)
     with torch.device("meta"):
         module = AutoencoderKL(config) if isinstance(config, KlConfig) else TinyAutoencoder(config)
-    module.load_state_dict({n: t.to(target) for n, t in state.items()}, strict=True, assign=True)
+    for name, tensor in state.items():
+        # not load_state_dict(assign=True): while a web UI loads a checkpoint, a function of its own takes that one's
+        # place for all modules and knows no `assign` (A1111 1.10.1, sd_disable_initialization.py:207)
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor.to(target), requires_grad=False))
     return module.eval().requires_grad_(False)
 
 

@@ -100,9 +100,9 @@ def test_several_checkpoints_stay_loaded(started):
 
 def test_vae_path_beats_all_and_nowebui_serves_the_api(started, vaes):
     webui = started("--nowebui", f"--vae-path={vaes / 'other.safetensors'}")
+    expected = webui.txt2img()
     assert webui.status()["vae"] == "other.safetensors"
     assert "--vae-path" in webui.status()["reason"]
-    expected = webui.txt2img()
     assert webui.set(sd_vae="plain.safetensors").status == 200
     assert webui.txt2img() == expected
     assert expected.parameter("VAE") == "other.safetensors"

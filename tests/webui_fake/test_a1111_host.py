@@ -516,3 +516,14 @@ def test_a_checkpoint_without_vae_weights_says_so_and_offers_some(started):
     assert not any("holds no VAE" in warning for warning in host.status().warnings)
     choose(started, "None")
     assert "holds no VAE" in host.status().warnings[0]
+
+
+def test_while_the_host_loads_a_checkpoint_it_may_have_taken_load_state_dict(started, monkeypatch):
+    """As A1111's LoadStateDictOnMeta does, for all modules there are."""
+    from torch import nn
+
+    original = nn.Module.load_state_dict
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda self, state, strict=True: original(self, state, strict))
+    started.shared.opts.data["sd_vae"] = "plain.safetensors"
+    started.load_model()
+    assert started.sd_vae.get_loaded_vae_name() == "plain.safetensors"
