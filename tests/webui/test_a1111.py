@@ -355,6 +355,25 @@ def test_api_encodes_and_decodes(webui):
     assert bad.status == 422
 
 
+def test_a_client_library_drives_it(webui):
+    """webuiapi, as scripts use it; skipped where it is not installed."""
+    client_library = pytest.importorskip("webuiapi")
+    host, port = webui.url.removeprefix("http://").split(":")
+    client = client_library.WebUIApi(host=host, port=int(port))
+    request = {**SMALL, "sampler_name": "Euler"}
+    client.set_options({"sd_vae": "plain.safetensors"})
+    assert client.get_options()["sd_vae"] == "plain.safetensors"
+    made = client.txt2img(**request)
+    assert "VAE: plain.safetensors" in made.info["infotexts"][0]
+    once = client.txt2img(**request, override_settings={"sd_vae": "other.safetensors"})
+    assert "VAE: other.safetensors" in once.info["infotexts"][0]
+    ours = client.txt2img(**request, alwayson_scripts=job("one/same.safetensors"))
+    assert "VAE: one/same.safetensors" in ours.info["infotexts"][0]
+    again = client.img2img(images=[made.image], denoising_strength=0.2, **request)
+    assert "VAE: plain.safetensors" in again.info["infotexts"][0]
+    assert "two/same.safetensors" in {item["model_name"] for item in client.get_sd_vae()}
+
+
 # --- Reload UI -------------------------------------------------------------------------------------------------------
 
 
