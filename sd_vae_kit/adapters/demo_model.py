@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sd_vae_kit import pictures
-from sd_vae_kit.core.gaussian_mixture import GaussianMixtureDenoiser, caption_prior
+from sd_vae_kit.core.gaussian_mixture import GaussianMixtureDenoiser, caption_prior, natural_spectrum
 from sd_vae_kit.core.latent_format import FORMATS
 from sd_vae_kit.core.sampling import starting_noise
 
@@ -31,6 +31,8 @@ NAME = "Demo: photographs (SD 1 latents)"
 FAMILY = FORMATS["sd1"]
 ENCODED_SIDE = 512  # photographs are encoded up to this size; larger latents are made from these
 SIZES_IN_RAM = 4
+FIELD_STD = 0.2  # how much pictures of one photograph differ, in latents; 0.35 already tints them
+KEPT_BELOW = 3.0  # sigma: about denoising strength 0.65 of the Karras schedule
 
 Encode = Callable[[Tensor], Tensor]
 """Image (1, 3, H, W) in [-1, 1] -> latent (1, 4, H/8, W/8) as the sampler sees it."""
@@ -74,9 +76,27 @@ class DemoModel:
         """(N,) log probability of each photograph given the prompt."""
         return caption_prior(prompt, negative_prompt, [photograph.caption for photograph in self.photographs])
 
-    def denoiser(self, prior: Tensor, size: tuple[int, int], on_photograph: OnPhotograph) -> GaussianMixtureDenoiser:
-        """The exact denoiser for pictures of `size` (height, width) in pixels."""
-        return GaussianMixtureDenoiser(self.means(size, on_photograph), log_prior=prior)
+    def denoiser(
+        self, prior: Tensor, size: tuple[int, int], on_photograph: OnPhotograph, start: Tensor | None = None
+    ) -> GaussianMixtureDenoiser:
+        """The exact denoiser for pictures of `size` (height, width) in pixels.
+
+        Args:
+            prior: (N,) log probability of each photograph.
+            size: Of the pictures.
+            on_photograph: Told of photographs that must be encoded first.
+            start: Latent (1, 4, h, w) of img2img's picture, which the model then knows too.  Without it, details of a
+                picture that was never a photograph of ours would all be replaced by theirs.  Its prior is such that it
+                wins below `KEPT_BELOW` and loses above.
+        """
+        means = self.means(size, on_photograph)
+        spectrum = natural_spectrum(means.shape[-2], means.shape[-1], std=FIELD_STD)
+        if start is not None:
+            apart = torch.fft.fft2((means - start).double(), norm="ortho").abs().square()
+            nats = 0.5 * (apart / (spectrum + KEPT_BELOW**2)).sum(dim=(1, 2, 3))
+            prior = torch.cat([prior, (prior - nats).max()[None]])
+            means = torch.cat([means, start])
+        return GaussianMixtureDenoiser(means, log_prior=prior, spectrum=spectrum)
 
     def start(self, prior: Tensor, size: tuple[int, int], seeds: Sequence[int], sigma: float) -> Tensor:
         """Where sampling begins, (B, 4, h, w): a photograph drawn from the prior under noise of strength `sigma`.

@@ -121,7 +121,7 @@ def _latents(job: Txt2Img, seeds: Sequence[int], engine: Engine, on_progress: On
 
     size = (job.height, job.width)
     prior = engine.model.prior(job.prompt, job.negative_prompt)
-    denoiser = engine.model.denoiser(prior, size, preparing)
+    denoiser = engine.model.denoiser(prior, size, preparing, encoded)
     sigmas = karras_sigmas(job.steps)
     if encoded is not None and isinstance(job, Img2Img):
         sigmas = sigmas_for_denoising(sigmas, job.denoising_strength)

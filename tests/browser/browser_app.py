@@ -132,8 +132,11 @@ class App:
         self.page.wait_for_selector(f"#vae_kit_{tab}_live .vk-live")
 
     def finished(self, tab: str) -> np.ndarray:
-        self.page.wait_for_selector(f"#vae_kit_{tab}_outcome .vk-status", timeout=WAIT_MS)
+        self.wait_for_end(tab)
         return self.picture(tab)
+
+    def wait_for_end(self, tab: str) -> None:
+        self.page.wait_for_selector(f"#vae_kit_{tab}_outcome .vk-status", timeout=WAIT_MS)
 
     def picture(self, tab: str) -> np.ndarray:
         """The picture in the gallery, as the server sends it."""

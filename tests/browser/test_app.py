@@ -147,7 +147,7 @@ def test_a_job_in_the_other_tab_meanwhile_is_refused_in_one_line(app):
     app.wait_for_text("vae_kit_status", "A job is running in txt2img")
     app.tab("txt2img", settle=False)
     app.page.click("#vae_kit_txt2img_interrupt")
-    app.finished("txt2img")
+    app.wait_for_end("txt2img")
 
 
 def test_settings_are_found_by_their_words_and_kept(app, data):
@@ -260,6 +260,7 @@ def shoot(app, name: str) -> None:
     app.page.wait_for_timeout(1500)
     path = SCREENSHOTS / f"{name}.png"
     app.page.screenshot(path=path, full_page=True)
-    with Image.open(path) as picture:
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    if path.stat().st_size >= 400_000:
+        with Image.open(path) as picture:
+            picture.convert("RGB").quantize(256).save(path, optimize=True)
     assert path.stat().st_size < 400_000
