@@ -13,7 +13,7 @@ def detect_host() -> WebuiHost | None:
     """The adapter for the web UI this process runs; None where no adapter fits, so that we step aside.
 
     Asked for by what the program has, not by its name: where the `backend` package loads models, `modules.sd_vae` is
-    a stub; where diffusers pipelines are the models, there is no `modules.sd_hijack`.
+    a stub; where diffusers pipelines are the models, `modules.modeldata` holds them.
     """
     if find_spec("modules") is None or find_spec("modules.sd_vae") is None:
         return None
@@ -23,6 +23,10 @@ def detect_host() -> WebuiHost | None:
         from sd_vae_kit.adapters import forge, forge_neo
 
         return forge_neo.create() if hasattr(sd_vae, "restore_vae_weights") else forge.create()
+    if find_spec("modules.modeldata") is not None and find_spec("modules.options_handler") is not None:
+        from sd_vae_kit.adapters import sdnext
+
+        return sdnext.create()
     if find_spec("modules.sd_hijack") is None or find_spec("modules.lowvram") is None:
         return None
     from sd_vae_kit.adapters import a1111

@@ -1,0 +1,91 @@
+"""A program like SD.Next as far as a VAE is concerned: a diffusers pipeline, a new module for every file."""
+
+from __future__ import annotations
+
+import threading
+import types
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from fake_a1111 import CALLBACKS, FakeA1111, OptionInfo, Options
+from vae_files import randomised
+
+SHAPE = {"block_out_channels": (32, 64), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 32}
+BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+
+
+class Pipeline:
+    """A `DiffusionPipeline`: no nn.Module itself."""
+
+    def __init__(self, file: Path, seed: int, vae: object = None) -> None:
+        self.vae = vae or randomised(AutoencoderKL(**SHAPE, **BLOCKS), seed).requires_grad_(False)
+        self.sd_checkpoint_info = types.SimpleNamespace(filename=str(file), path=str(file))
+
+    def decode_first_stage(self, latent):
+        return self.vae.decode(latent / 0.18215).sample
+
+
+class FakeSdNext(FakeA1111):
+    """The program."""
+
+    def load_model(self, name: str = "model", seed: int = 100, vae: object = None) -> Pipeline:
+        file = self.folder / "Stable-diffusion" / f"{name}.safetensors"
+        chosen, source = self.sd_vae.resolve_vae(str(file))
+        preloaded = self.sd_vae.load_vae(str(file), chosen, source)
+        pipeline = Pipeline(file, seed, vae or preloaded)
+        self.modeldata.model_data.sd_model = self.shared.sd_model = pipeline
+        self.script_callbacks.model_loaded_callback(pipeline)
+        return pipeline
+
+    def _make_modules(self) -> None:
+        labels = {key: OptionInfo(value) for key, value in {
+            "sd_vae": "Automatic", "sd_vae_checkpoint_cache": 0, "quicksettings_list": [],
+            "vae_dir": str(self.folder / "VAE"), "ckpt_dir": str(self.folder / "Stable-diffusion"),
+        }.items()}  # fmt: skip
+        self.host_loaded: list[str] = []
+        (self.folder / "Stable-diffusion").mkdir(parents=True)
+        self._module("modules").__path__ = []
+        self._module("modules.paths", data_path=str(self.folder))
+        self._module("modules.devices", device=torch.device("cpu"))
+        self._module("modules.call_queue", queue_lock=threading.Lock())
+        self._module("modules.options_handler", Options=Options)
+        flags = types.SimpleNamespace(vae=None, vae_kit_disable=False, vae_kit_dir=None, api=True, api_auth=None)
+        self._module("modules.shared", opts=Options(labels), OptionInfo=OptionInfo, sd_model=None, cmd_opts=flags)
+        self._module("modules.modeldata", model_data=types.SimpleNamespace(sd_model=None))
+        self._module("modules.scripts", Script=type("Script", (), {}), AlwaysVisible=object(), scripts_data=[])
+        callbacks = {f"on_{name}": self.registered[name].append for name in CALLBACKS}
+        self._module("modules.script_callbacks", **callbacks, model_loaded_callback=self._model_loaded)
+        self._make_sd_vae()
+        self._make_processing()
+        labels["sd_vae"].onchange = lambda: self.sd_vae.reload_vae_weights()
+        for name, module in list(self.modules.items()):
+            if name != "modules":
+                setattr(self.modules["modules"], name.split(".")[1], module)
+
+    def _make_sd_vae(self) -> None:
+        vae = self._module("modules.sd_vae", vae_dict={}, loaded_vae_file=None, unspecified=object())
+
+        def refresh_vae_list():
+            folder = Path(self.shared.opts.vae_dir)
+            vae.vae_dict.update({path.name: str(path) for path in sorted(folder.rglob("*.safetensors"))})
+            return vae.vae_dict
+
+        def resolve_vae(file):
+            chosen = self.shared.opts.sd_vae
+            if chosen in ("Default", "TAESD") or chosen not in vae.vae_dict:
+                return None, None
+            return vae.vae_dict[chosen], "settings"
+
+        def load_vae(model_file, vae_file=None, vae_source="unknown-source"):
+            if vae_file is not None:
+                self.host_loaded.append(vae_file)
+            return
+
+        def reload_vae_weights(sd_model=None, vae_file=vae.unspecified):
+            self.host_loaded.append("reload")
+
+        vars(vae).update(refresh_vae_list=refresh_vae_list, resolve_vae=resolve_vae, load_vae=load_vae,
+                         reload_vae_weights=reload_vae_weights)  # fmt: skip
+
+        vae.get_loaded_vae_name = vae.get_loaded_vae_hash = lambda: None  # only the fake below asks
