@@ -1,0 +1,340 @@
+"""The cost model against what torch really allocates, the choice of plans, and what happens when memory runs out."""
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from vae_zoo import picture, small_vae
+
+from sd_vae_kit.core import memory, streaming
+from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
+from sd_vae_kit.core.memory import (
+    MB,
+    choose_plan,
+    free_memory,
+    free_ram,
+    is_out_of_memory,
+    ladder,
+    lean_plan,
+    predict,
+    run_with_ladder,
+    stream_plan,
+    whole_plan,
+)
+from sd_vae_kit.core.program import decoder_program, encoder_program
+from sd_vae_kit.core.streaming import Plan, RunStats, run_streamed
+from sd_vae_kit.errors import Interrupted, PlanError
+
+CPU = torch.device("cpu")
+CONFIG = NetConfig(ch=64, ch_mult=(1, 2, 2), num_res_blocks=1)
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of tensors made inside of it that are alive, by their storages."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.alive, self.now, self.peak = {}, 0, 0
+        self.weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor.untyped_storage())
+        return result
+
+    def count(self, storage):
+        key = storage._cdata
+        if key in self.alive or storage.nbytes() == 0 or storage.data_ptr() in self.weights:
+            return
+        size = storage.nbytes()
+        self.alive[key] = weakref.finalize(storage, self.drop, key, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def drop(self, key, size):
+        self.alive.pop(key, None)
+        self.now -= size
+
+
+def plans(program, shape):
+    return {
+        "whole": whole_plan(CPU, torch.float32),
+        "stream": stream_plan(CPU, torch.float32, 1 * MB),
+        "lean": lean_plan(program, shape, CPU, torch.float32, band_bytes=1 * MB),
+        "leaner": lean_plan(program, shape, CPU, torch.float32, extra=3.0, band_bytes=MB // 2),
+    }
+
+
+@pytest.mark.parametrize("name", ["whole", "stream", "lean", "leaner"])
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_predictions_are_within_15_percent_of_what_is_allocated(part, name):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(KlConfig(encoder=CONFIG, decoder=CONFIG)).eval()
+    program = decoder_program(vae) if part == "decoder" else encoder_program(vae)
+    x = picture(4, 48, 40) if part == "decoder" else picture(3, 192, 160)
+    plan = plans(program, x.shape)[name]
+    stats = RunStats()
+    gc.collect()
+    with Peak(vae) as peak:
+        run_streamed(program, x, plan, stats=stats)
+    cost = predict(program, plan, x.shape)
+    assert stats.bands == cost.bands
+    assert name == "whole" or stats.bands > len(program.steps)
+    assert cost.peak_bytes == pytest.approx(peak.peak, rel=0.15)
+
+
+def test_the_full_decoder_takes_two_activations_of_the_widest_level():
+    with torch.device("meta"):
+        vae = AutoencoderKL(KlConfig())
+    program, shape = decoder_program(vae), (1, 4, 512, 512)
+    per_pixel = predict(program, stream_plan(CPU, torch.float16), shape).peak_bytes / 4096**2
+    assert 768 <= per_pixel < 800  # 256 + 128 channels of two bytes, and the bands
+    lean = lean_plan(program, shape, CPU, torch.float16)
+    cost, plain = predict(program, lean, shape), predict(program, stream_plan(CPU, torch.float16), shape)
+    assert 384 <= cost.peak_bytes / 4096**2 < 410
+    assert cost.macs <= 1.4 * plain.macs
+
+
+def test_lean_plans_spend_no_more_arithmetic_than_they_may_and_stop_when_it_fits():
+    program, shape = decoder_program(small_vae(CONFIG)), (1, 4, 64, 64)
+    plain = predict(program, stream_plan(CPU, torch.float32, MB), shape)
+    costs = [
+        predict(program, lean_plan(program, shape, CPU, torch.float32, extra=extra, band_bytes=MB), shape)
+        for extra in (0.0, 0.5, 3.0)
+    ]
+    assert costs[0].peak_bytes == plain.peak_bytes
+    assert costs[0].peak_bytes > costs[1].peak_bytes >= costs[2].peak_bytes
+    assert costs[1].macs <= 1.5 * plain.macs
+    roomy = lean_plan(program, shape, CPU, torch.float32, budget_bytes=plain.peak_bytes, band_bytes=MB)
+    assert roomy.stored == streaming.all_values(program)
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_lean_plans_give_the_ordinary_picture(part):
+    vae = small_vae(CONFIG)
+    program = decoder_program(vae) if part == "decoder" else encoder_program(vae)
+    x = picture(4, 30, 21) if part == "decoder" else picture(3, 120, 84)
+    with torch.no_grad():
+        expected = vae.decode(x) if part == "decoder" else vae.encode(x)
+    for extra in (0.4, 3.0):
+        plan = lean_plan(program, x.shape, CPU, torch.float32, extra=extra, band_bytes=MB // 4)
+        assert plan.stored is not None
+        assert len(plan.stored) < len(program.steps)
+        stats = RunStats()
+        torch.testing.assert_close(run_streamed(program, x, plan, stats=stats), expected, rtol=0, atol=5e-5)
+        assert stats.bands > len(program.steps)
+
+
+def test_planning_a_huge_picture_takes_a_moment():
+    with torch.device("meta"):
+        program = decoder_program(AutoencoderKL(KlConfig()))
+    plan, report = choose_plan(program, (1, 4, 1024, 1024), torch.float16, CPU, 20_000 * MB)
+    assert report.kind == "stream-lean" or report.predicted_mb > 20_000 or plan.kind == "stream"
+    assert report.whole_mb > 50_000
+
+
+def test_a_roomy_budget_runs_whole_a_smaller_one_streams_the_smallest_recomputes():
+    program, shape = decoder_program(small_vae(CONFIG)), (1, 4, 128, 128)
+    whole = predict(program, whole_plan(CPU, torch.float32), shape).peak_bytes
+    stream = predict(program, stream_plan(CPU, torch.float32), shape).peak_bytes
+    lean = predict(program, lean_plan(program, shape, CPU, torch.float32), shape).peak_bytes
+    assert lean < stream < whole
+    kinds = []
+    for budget in (whole, stream, lean, 1):
+        plan, report = choose_plan(program, shape, torch.float32, CPU, budget)
+        assert (plan.kind, report.budget_mb) == (report.kind, budget // MB)
+        assert report.fits == (budget > 1)
+        kinds.append(plan.kind)
+    assert kinds == ["whole", "stream", "stream-lean", "stream-lean"]
+    assert report.reason == "nothing smaller exists"
+    assert report.predicted_mb < lean / MB + 1
+
+
+def test_mode_always_streams_and_mode_never_does_not():
+    program, shape = decoder_program(small_vae()), (1, 4, 16, 16)
+    assert choose_plan(program, shape, torch.float32, CPU, None, "always")[0].kind == "stream"
+    plan, report = choose_plan(program, shape, torch.float32, CPU, 1, "never")
+    assert plan.kind == "whole"
+    assert not report.fits
+
+
+def test_the_free_memory_of_this_machine_is_read():
+    free = free_memory(CPU)
+    assert free.free_bytes is not None
+    assert 16 * MB < free.free_bytes < 1 << 50
+
+
+def test_devices_that_do_not_tell_have_a_named_answer():
+    free = free_memory(torch.device("privateuseone", 0))
+    assert free.free_bytes is None
+    assert "privateuseone does not tell" in free.source
+
+
+def fake_root(root: Path, available_kb: int, files: dict[str, str]) -> Path:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable: {available_kb} kB\n")
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_a_cgroup_v2_limit_of_a_parent_counts_and_page_cache_can_go(tmp_path):
+    files = {
+        "proc/self/cgroup": "0::/outer/inner\n",
+        "sys/fs/cgroup/outer/inner/memory.max": "max\n",
+        "sys/fs/cgroup/outer/inner/memory.current": "1000\n",
+        "sys/fs/cgroup/outer/memory.max": "5000000\n",
+        "sys/fs/cgroup/outer/memory.current": "3000000\n",
+        "sys/fs/cgroup/outer/memory.stat": "anon 1\ninactive_file 1000000\n",
+    }
+    free = free_ram(fake_root(tmp_path, 9_000, files))
+    assert (free.free_bytes, free.source) == (3_000_000, "container limit")
+
+
+def test_a_cgroup_v1_limit_counts_and_the_mount_stands_for_an_unknown_path(tmp_path):
+    files = {
+        "proc/self/cgroup": "7:cpu:/x\n5:memory:/docker/abc\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "4000000\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "3500000\n",
+        "sys/fs/cgroup/memory/memory.stat": "total_inactive_file 250000\n",
+    }
+    assert free_ram(fake_root(tmp_path, 9_000, files)).free_bytes == 750_000
+
+
+def test_without_a_limit_the_systems_memory_counts(tmp_path):
+    files = {
+        "proc/self/cgroup": "5:memory:/\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "1\n",
+    }
+    free = free_ram(fake_root(tmp_path, 1_234, files))
+    assert (free.free_bytes, free.source) == (1_234 * 1024, "RAM")
+
+
+OUT_OF_MEMORY = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("HIP out of memory. Tried to allocate"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: f"{type(error).__name__} {error}"[:40])
+def test_every_kind_of_out_of_memory_is_recognised(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("out of memory"), KeyboardInterrupt()]
+)
+def test_other_errors_are_not_taken_for_it(error):
+    assert not is_out_of_memory(error)
+
+
+class FailingGuard:
+    """Raises in the middle of the first runs, and watches whether the tensors it saw then go away."""
+
+    def __init__(self, errors, after=20):
+        self.errors, self.after, self.seen, self.watched = list(errors), after, 0, []
+
+    def accept(self, step, rows, band, moments):
+        self.seen += 1
+        if self.errors:
+            self.watched.append(weakref.ref(band))
+            if self.seen >= self.after:
+                self.seen = 0
+                raise self.errors.pop(0)
+        return band
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__ + str(error)[:16])
+def test_running_out_of_memory_in_the_middle_goes_down_the_ladder(error):
+    vae = small_vae(CONFIG)
+    program, z = decoder_program(vae), picture(4, 32, 24)
+    guard, stats = FailingGuard([error]), RunStats()
+    done = run_with_ladder(program, z, stream_plan(CPU, torch.float32, MB // 2), guard=guard, stats=stats)
+    with torch.no_grad():
+        torch.testing.assert_close(done.result, vae.decode(z), rtol=0, atol=5e-5)
+    assert len(done.failures) == 1
+    assert done.failures[0].startswith("stream ran out of memory (")
+    assert done.plan.kind == "stream-lean"
+    assert stats.bands > len(program.steps)
+
+
+def test_nothing_refers_to_the_failed_tensors_when_the_next_plan_starts(monkeypatch):
+    program, z = decoder_program(small_vae(CONFIG)), picture(4, 32, 24)
+    guard = FailingGuard([RuntimeError("CUDA out of memory")])
+    left = []
+    original = memory.release_cached
+
+    def release(device):
+        # before any garbage collection: reference counting alone must have freed them
+        left.append(sum(ref() is not None for ref in guard.watched))
+        original(device)
+
+    monkeypatch.setattr(memory, "release_cached", release)
+    gc.collect()
+    gc.disable()
+    try:
+        run_with_ladder(program, z, stream_plan(CPU, torch.float32, MB // 2), guard=guard)
+    finally:
+        gc.enable()
+    assert len(guard.watched) == 20
+    assert left == [0]
+
+
+def test_other_models_are_asked_to_go_first_and_the_same_plan_is_tried_again():
+    program, z = decoder_program(small_vae()), picture(4, 16, 12)
+    plan = stream_plan(CPU, torch.float32, 20_000)
+    asked = []
+    guard = FailingGuard([MemoryError()])
+    done = run_with_ladder(program, z, plan, guard=guard, make_room=lambda needed: asked.append(needed) or True)
+    assert done.plan is plan
+    assert asked == [predict(program, plan, z.shape).peak_bytes]
+
+
+def test_when_every_plan_fails_the_message_lists_them():
+    program, z = decoder_program(small_vae(CONFIG)), picture(4, 32, 24)
+    guard = FailingGuard([MemoryError()] * 50, after=1)
+    with pytest.raises(
+        PlanError, match=r"Not enough memory for a decoder input of 32x24 .*whole ran out of memory.*stream"
+    ):
+        run_with_ladder(program, z, whole_plan(CPU, torch.float32), guard=guard)
+
+
+def test_other_errors_and_interrupts_pass_through_the_ladder():
+    program, z = decoder_program(small_vae()), picture(4, 8, 8)
+    plan = stream_plan(CPU, torch.float32)
+    with pytest.raises(RuntimeError, match="illegal"):
+        run_with_ladder(program, z, plan, guard=FailingGuard([RuntimeError("illegal memory access")], after=3))
+    with pytest.raises(Interrupted):
+        run_with_ladder(program, z, plan, on_step=lambda done, total: done < 3)
+
+
+def test_the_ladder_goes_down():
+    program, shape = decoder_program(small_vae(CONFIG)), (1, 4, 128, 128)
+    peaks = [predict(program, plan, shape).peak_bytes for plan in ladder(program, shape, torch.float32, CPU, 0)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[-1] < 0.5 * peaks[0]
+
+
+def test_stream_host_is_exact_on_the_cpu_too():
+    vae = small_vae()
+    program, z = decoder_program(vae), picture(4, 16, 12)
+    plan = Plan("stream-host", CPU, torch.float32, None, 12_000, on_host=True)
+    stats = RunStats()
+    y = run_streamed(program, z, plan, stats=stats)
+    assert stats.bands > len(program.steps)
+    with torch.no_grad():
+        torch.testing.assert_close(y, vae.decode(z), rtol=0, atol=5e-5)
