@@ -109,7 +109,7 @@ def build_page(program: StandaloneProgram, theme: str) -> tuple[gr.Blocks, dict[
     folder = Path(page.__file__).parent
     css, script = ((folder / name).read_text("utf-8") for name in ("app.css", "app.js"))
     head = f"<script>{script}</script>" + ("" if theme == "system" else FORCE_THEME.format(theme=theme))
-    return page.build_page(program, css, head), gradio_compat.launch_options(css, head)
+    return page.build_page(program, css, head, program.catalogue), gradio_compat.launch_options(css, head)
 
 
 def serve(page: gr.Blocks, looks: dict[str, object], options: argparse.Namespace) -> None:

@@ -9,9 +9,13 @@ from sd_vae_kit import infotext, pictures
 from sd_vae_kit.adapters.demo_model import NAME
 from sd_vae_kit.adapters.standalone import OWN_VAE, Folders, StandaloneHost
 from sd_vae_kit.app import paste, vae_facts
+from sd_vae_kit.app.catalogue_service import CatalogueService
 from sd_vae_kit.app.job_runner import JobRunner
+from sd_vae_kit.catalogue import Catalogue, catalogue, with_own_entries
 from sd_vae_kit.errors import OptionError, PictureError, VaeKitError
+from sd_vae_kit.features.guard_family import FamilyGuard
 from sd_vae_kit.features.job import Snapshot, Txt2Img, fit_size
+from sd_vae_kit.features.rules import FILE_NAME, RulesFile
 from sd_vae_kit.features.swap import Swapper
 from sd_vae_kit.library import Entry, Library
 from sd_vae_kit.settings import AUTOMATIC, NONE, SettingsStore, Value, spec_of, to_values
@@ -34,7 +38,20 @@ class StandaloneProgram:
         self._host = host
         self._library = library
         self._store = store
-        self._swapper = Swapper(host, library)
+        guard = FamilyGuard(library, host.folders.data / "cache" / "families.json")
+        rules = RulesFile(host.folders.data / FILE_NAME)
+        self._swapper = Swapper(host, library, guard=guard, rules=rules)
+        self.catalogue = CatalogueService(
+            host,
+            library,
+            self._known_vaes(),
+            guard,
+            rules,
+            folder=host.folders.own_vaes,
+            cards=(host.folders.own_checkpoints, *host.folders.checkpoints),
+            active=lambda: self._live_entry().name,
+            apply=self._choose,
+        )
         self._jobs = JobRunner(host, shown, host.folders.data)
         host.describe_live = self._describe_live
         for warning in store.warnings:
@@ -47,6 +64,7 @@ class StandaloneProgram:
 
     def close(self) -> None:
         """End background work."""
+        self.catalogue.close()
         self._swapper.close()
 
     def begin(self) -> None:
@@ -145,6 +163,9 @@ class StandaloneProgram:
         wanted = paste.find_vae(info, self._library)
         if wanted is not None:
             notes += [wanted.note] if wanted.note else []
+            if wanted.name is None:
+                hint = self.catalogue.suggestion(info.fields.get("VAE hash", ""))
+                notes += [hint] if hint else []
             if wanted.name and not (wanted.entry and wanted.entry.path == self._live_entry().path):
                 self.choose_vae(wanted.name)
                 notes.append(f"The SD VAE is now {wanted.name}.")
@@ -158,6 +179,14 @@ class StandaloneProgram:
 
     def take_messages(self) -> list[Message]:
         return [Message(notice.text, notice.level) for notice in self._host.take_notices()]
+
+    def _known_vaes(self) -> Catalogue:
+        """The catalogue with the user's own entries; without them, and a line about it, if their file is not right."""
+        try:
+            return with_own_entries(self._host.folders.data / "catalogue.json")
+        except OptionError as error:
+            self._host.notify(str(error), "warning")
+            return catalogue()
 
     def _choose(self) -> None:
         with self._host.choosing():

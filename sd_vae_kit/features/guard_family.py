@@ -233,12 +233,12 @@ class FamilyGuard:
         installed = tuple(
             e.name
             for e in self._library.entries
-            if e.name in certain and (known.family if (known := certain[e.name]) else self._remembered(e)) == family
+            if e.name in certain and (known.family if (known := certain[e.name]) else self.remembered(e)) == family
         )
         standard = self._catalogue.standard(family)
         return installed, "" if installed or standard is None or not standard.can_install else standard.name
 
-    def _remembered(self, entry: Entry) -> str:
+    def remembered(self, entry: Entry) -> str:
         """The family found earlier, or what the file says; nothing is computed."""
         start = f"{entry.path}|{entry.size}|{entry.mtime_ns}|"
         with self._lock:

@@ -14,7 +14,7 @@ from sd_vae_kit.errors import ConsentError, DownloadError, Interrupted, VaeKitEr
 from sd_vae_kit.settings import DownloadSettings
 
 State = Literal["running", "done", "cancelled", "failed"]
-MIB = 2**20
+MB = 1e6  # bytes, as files are shown everywhere
 
 
 def source_of(known: KnownVae) -> Source:
@@ -79,9 +79,9 @@ class Installation:
         """How far it is, for a user."""
         if self.state != "running":
             return self.message
-        total = f" of {self.total / MIB:,.1f}" if self.total else ""
-        speed = f", {self.bytes_per_second / MIB:,.1f} MiB/s" if self.bytes_per_second else ""
-        return f"{self.name}: {self.done / MIB:,.1f}{total} MiB{speed}"
+        total = f" of {self.total / MB:,.1f}" if self.total else ""
+        speed = f", {self.bytes_per_second / MB:,.1f} MB/s" if self.bytes_per_second else ""
+        return f"{self.name}: {self.done / MB:,.1f}{total} MB{speed}"
 
 
 class Installer:

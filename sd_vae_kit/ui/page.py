@@ -8,14 +8,15 @@ from dataclasses import asdict
 import gradio as gr
 
 from sd_vae_kit.features.job import Txt2Img
-from sd_vae_kit.ui import element_ids, gradio_compat, settings_tab, top_bar, vae_tab
+from sd_vae_kit.ui import catalogue_tab, element_ids, gradio_compat, settings_tab, top_bar, vae_tab
+from sd_vae_kit.ui.catalogue_program import CatalogueProgram
 from sd_vae_kit.ui.generation_tab import GenerationTab, build_generation_tab, follow
 from sd_vae_kit.ui.program import Program
 
 TITLE = "VAE Kit"
 
 
-def build_page(program: Program, css: str = "", head: str = "") -> gr.Blocks:
+def build_page(program: Program, css: str = "", head: str = "", catalogue: CatalogueProgram | None = None) -> gr.Blocks:
     """Lay out and connect everything; whoever launches it adds `gradio_compat.launch_options`."""
     page = gradio_compat.blocks(TITLE, css, head)
     with page, gr.Column(elem_id=element_ids.APP, elem_classes=["vae-kit"]):
@@ -27,7 +28,11 @@ def build_page(program: Program, css: str = "", head: str = "") -> gr.Blocks:
                     tabs[name] = build_generation_tab(program, bar, name)
             with gr.Tab("VAE", id=element_ids.VAE):
                 vae_outputs = vae_tab.build_vae_tab(program, bar)
+                if catalogue is not None:
+                    catalogue_tab.build_catalogue(catalogue, program, bar, page, vae_outputs)
             with gr.Tab("Settings", id=element_ids.SETTINGS):
+                if catalogue is not None:
+                    catalogue_tab.build_preview_shortcut(catalogue)
                 settings = settings_tab.build_settings_tab(program, bar)
         _connect_send(program, tabs, tab_bar)
 

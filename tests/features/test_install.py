@@ -14,7 +14,8 @@ from safetensors.torch import save
 from sd_vae_kit.catalogue import Catalogue, catalogue
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.errors import ConsentError, DownloadError
-from sd_vae_kit.features.gallery import filtered, reveal_command, rows, used_by, verify
+from sd_vae_kit.features.gallery import reveal_command, rows, used_by, verify
+from sd_vae_kit.features.gallery_row import filtered
 from sd_vae_kit.features.install import Installer
 from sd_vae_kit.features.rules import Rule
 from sd_vae_kit.library import Folder, Library

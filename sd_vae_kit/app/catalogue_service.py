@@ -1,0 +1,201 @@
+"""Catalogue, downloads and rules behind the VAE tab."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from sd_vae_kit.catalogue import Catalogue, KnownVae
+from sd_vae_kit.core.latent_format import FORMATS, family_label, split_family
+from sd_vae_kit.errors import OptionError, RulesError, VaeNotFoundError
+from sd_vae_kit.features import gallery, rules
+from sd_vae_kit.features.gallery_row import GalleryRow
+from sd_vae_kit.features.guard_family import FamilyGuard
+from sd_vae_kit.features.install import Installation, Installer
+from sd_vae_kit.features.rules import RUNS, RulesFile
+from sd_vae_kit.host import Host
+from sd_vae_kit.library import Library
+from sd_vae_kit.ui.catalogue_program import InstallView, RuleLine
+from sd_vae_kit.ui.program import Message
+
+POLL_SECONDS = 0.3
+LEVELS = {"running": "info", "done": "info", "cancelled": "warning", "failed": "error"}
+
+
+class CatalogueService:
+    """Implements `ui.catalogue_program.CatalogueProgram`.
+
+    Args:
+        host: Its settings and loaded checkpoint are read.
+        library: Its files; installed ones appear in it.
+        known: The catalogue.
+        guard, rules_file: As the swapper uses them.
+        folder: Where installed files go.
+        cards: Folders of checkpoints, searched for A1111's cards.
+        active: Name of the live file.
+        apply: Makes a new choice take effect.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        library: Library,
+        known: Catalogue,
+        guard: FamilyGuard,
+        rules_file: RulesFile,
+        *,
+        folder: Path,
+        cards: Sequence[Path],
+        active: Callable[[], str],
+        apply: Callable[[], object],
+    ) -> None:
+        self._host = host
+        self._library = library
+        self._known = known
+        self._guard = guard
+        self._rules = rules_file
+        self._cards = cards
+        self._active = active
+        self._apply = apply
+        self._installer = Installer(folder, lambda: host.settings.download, self._installed)
+
+    def close(self) -> None:
+        """Stop downloads; what has arrived is kept for the next try."""
+        self._installer.cancel()
+
+    # --- list ---
+
+    def families(self) -> Sequence[tuple[str, str]]:
+        return [(label, name) for label, name in gallery.family_choices() if name]
+
+    def rows(self) -> list[GalleryRow]:
+        entries = self._library.entries
+        found = {entry.name: self._guard.remembered(entry) for entry in entries}
+        return gallery.rows(entries, self._known, families=found, rules=self._readable_rules(), active=self._active())
+
+    def _readable_rules(self) -> tuple[rules.Rule, ...]:
+        try:
+            return self._rules.rules
+        except RulesError:
+            return ()  # the editor and every choice say what is wrong; a list need not fail
+
+    # --- downloads ---
+
+    def install(self, key: str, accepted: bool) -> None:
+        if any(entry.name == key for entry in self._library.entries):
+            raise OptionError(f"{key} is installed already; Verify reads it again.")
+        self._installer.start(self._known.find(key), accepted=accepted)
+
+    def install_tiny(self) -> str:
+        pair = self._tiny_pair()
+        if pair is None:
+            raise OptionError("There is no TAESD for the loaded model's family.")
+        for known in pair:
+            self._installer.start(known)
+        return f"Fetching {pair[0].name} and {pair[1].name}."
+
+    def tiny_label(self) -> str:
+        pair = self._tiny_pair()
+        return pair[0].family_label if pair else ""
+
+    def _tiny_pair(self) -> tuple[KnownVae, KnownVae] | None:
+        checkpoint = self._host.checkpoint
+        return self._known.tiny_pair(checkpoint.latent_format.name) if checkpoint else None
+
+    def cancel(self) -> None:
+        self._installer.cancel()
+
+    def installing(self) -> InstallView:
+        states = self._installer.states
+        running = [state for state in states if state.state == "running"]
+        lines = tuple(Message(state.line, LEVELS[state.state]) for state in states)
+        return InstallView(lines, _fraction(running), bool(running))
+
+    def watch(self) -> Iterator[InstallView]:
+        shown = self.installing()
+        yield shown
+        while shown.is_running:
+            self._installer.wait(POLL_SECONDS)
+            now = self.installing()
+            if now != shown:
+                yield now
+            shown = now
+
+    def _installed(self) -> None:
+        for entry in self._library.refresh():
+            if entry.sha256 is None and entry.path.parent == self._library.folders[0].path.absolute():
+                self._library.sha256(entry)  # so that the list knows it at once
+
+    def suggestion(self, digits: str) -> str:
+        """A sentence about where to get the VAE with that hash; "" if it is not in the catalogue."""
+        known = self._known.by_hash(digits)
+        if known is None:
+            return ""
+        how = "install it on the VAE tab" if known.can_install else "no download is known for it"
+        return f'The catalogue knows hash {digits}: it is "{known.name}", {how}.'
+
+    # --- files ---
+
+    def verify(self, key: str) -> Message:
+        entry = self._library.get(self._file_name(key))
+        right, line = gallery.verify(entry, self._known)
+        if entry.state == "ok":
+            finding = self._guard.identify(entry, self._host.settings.guard)
+            line += f" Family: {self._label(finding.family)} ({finding.sentence})."
+        return Message(line, "info" if right else "error")
+
+    @staticmethod
+    def _label(family: str) -> str:
+        """A family as users call it; one that this program does not run by its bare name."""
+        return family_label(family) if set(split_family(family)) <= FORMATS.keys() else family
+
+    def reveal(self, key: str) -> Message:
+        path = self._library.get(self._file_name(key)).path
+        try:
+            with subprocess.Popen(gallery.reveal_command(path)):
+                pass
+        except OSError:
+            return Message(f"No file manager could be started; the file is {path}.", "warning")
+        return Message(f"The file is {path}.")
+
+    def _file_name(self, key: str) -> str:
+        if not any(entry.name == key for entry in self._library.entries):
+            raise VaeNotFoundError(f"{key} is not installed; install it first.")
+        return key
+
+    # --- rules ---
+
+    def rules_text(self) -> str:
+        return self._rules.text
+
+    def save_rules(self, text: str) -> Message:
+        count = len(self._rules.save(text))
+        self._apply()
+        return Message(f"{count} rule{'s' * (count != 1)} saved to {self._rules.path.name}.")
+
+    def import_cards(self, text: str) -> tuple[str, Message]:
+        before = rules.parse(text)
+        cards = [rule for folder in self._cards if folder.is_dir() for rule in rules.rules_from_cards(folder)]
+        after = rules.merged(before, cards)
+        added = len(after) - len(before)
+        line = f"{added} rule{'s' * (added != 1)} from {len(cards)} cards; Save keeps them."
+        return rules.dump(after), Message(line)
+
+    def passes(self) -> Sequence[str]:
+        return RUNS
+
+    def explain(self, text: str, run: str) -> list[RuleLine]:
+        checkpoint = self._host.checkpoint
+        if checkpoint is None:
+            raise OptionError("No checkpoint is loaded, so there is nothing to explain.")
+        wanted = next((known for known in RUNS if known == run), RUNS[0])
+        return [
+            RuleLine(line.number, line.rule.conditions, line.rule.vae, line.decides, line.why)
+            for line in rules.explain(rules.parse(text), checkpoint, wanted)
+        ]
+
+
+def _fraction(running: Sequence[Installation]) -> float | None:
+    total = sum(state.total or 0 for state in running)
+    return sum(state.done for state in running) / total if total and all(state.total for state in running) else None

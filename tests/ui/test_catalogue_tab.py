@@ -1,0 +1,177 @@
+"""The catalogue's and the rules' part of the VAE tab, built and filled from plain data."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from fake_program import FakeProgram
+from test_page import changed, child_environment, components_of
+
+from sd_vae_kit.errors import ConsentError, RulesError
+from sd_vae_kit.features.gallery_row import GalleryRow
+from sd_vae_kit.ui import catalogue_tab, gradio_compat, page
+from sd_vae_kit.ui.catalogue_program import InstallView, RuleLine
+from sd_vae_kit.ui.program import Message
+
+ROWS = [
+    GalleryRow("a.safetensors", "a.safetensors", True, "SDXL", ("sdxl",), 334641164, "63aeecb90f", is_active=True),
+    GalleryRow("<b>", "<b>", True, "", (), 12, "", problem="It is <empty>."),
+    GalleryRow(
+        "Known", "Known", False, "SD 1.x / 2.x", ("sd1",), None, "", note="Vivid.", can_install=True, cautions=("Odd.",)
+    ),
+]
+
+
+class FakeCatalogue:
+    def __init__(self):
+        self.calls = []
+
+    def families(self):
+        return [("SD 1.x / 2.x", "sd1"), ("SDXL", "sdxl")]
+
+    def rows(self):
+        return ROWS
+
+    def install(self, key, accepted):
+        if not accepted:
+            raise ConsentError("Not without your consent.")
+        self.calls.append(key)
+
+    def install_tiny(self):
+        self.calls.append("tiny")
+
+    def tiny_label(self):
+        return "SD 1.x / 2.x"
+
+    def cancel(self):
+        self.calls.append("cancel")
+
+    def installing(self):
+        return InstallView()
+
+    def watch(self):
+        yield InstallView((Message("Known: 1.0 of 4.0 MB"),), 0.25, True)
+        yield InstallView((Message("Known is installed."),))
+
+    def verify(self, key):
+        return Message(f"{key} is right.")
+
+    def reveal(self, key):
+        return Message(f"The file is {key}.")
+
+    def rules_text(self):
+        return "{}"
+
+    def save_rules(self, text):
+        raise RulesError("vae_rules.json is not valid JSON.")
+
+    def import_cards(self, text):
+        return text + "x", Message("1 rule.")
+
+    def passes(self):
+        return ("picture", "hires")
+
+    def explain(self, text, run):
+        return [RuleLine(1, "family <sdxl>", "a", False, "No."), RuleLine(2, "always", "b", True, "Yes.")]
+
+
+@pytest.fixture(autouse=True)
+def _close_event_loops(monkeypatch):
+    made, real = [], asyncio.new_event_loop
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: made.append(real()) or made[-1])
+    yield
+    for loop in made:
+        loop.close()
+
+
+def handlers_of(blocks, elem_id):
+    """Functions attached to a component, by event."""
+    ids = {c._id for c in blocks.blocks.values() if getattr(c, "elem_id", None) == elem_id}
+    found = blocks.fns.values() if hasattr(blocks, "fns") and isinstance(blocks.fns, dict) else []
+    return {name: fn.fn for fn in found for target, name in fn.targets if target in ids}
+
+
+def test_the_page_has_the_part_and_the_shortcut_under_their_ids():
+    ids = components_of(page.build_page(FakeProgram(), catalogue=FakeCatalogue()))
+    names = ["query", "family", "shown", "table", "chosen", "about", "accepted", "progress", "install", "cancel"]
+    names += ["verify", "reveal", "tiny", "rules", "pass", "explain", "save_rules", "import_cards", "told"]
+    assert {f"vae_kit_catalogue_{name}" for name in names} <= ids.keys()
+
+
+def test_building_it_needs_no_torch():
+    code = (
+        "import sys; from fake_program import FakeProgram; from test_catalogue_tab import FakeCatalogue; "
+        "from sd_vae_kit.ui import page; page.build_page(FakeProgram(), catalogue=FakeCatalogue()); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    environment = child_environment()
+    environment["PYTHONPATH"] += f":{ROOT / 'tests'}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests" / "ui", env=environment, check=True)
+
+
+def test_the_table_escapes_and_marks_the_live_and_the_broken_file():
+    table = catalogue_tab.catalogue_table(ROWS)
+    assert "&lt;b&gt;" in table
+    assert "It is &lt;empty&gt;." in table
+    assert "<b>" not in table
+    assert 'class="vk-is-active"><td>a.safetensors' in table
+    assert "334.6 MB" in table
+    assert "0.0 KB" in table
+    assert "Nothing fits" in catalogue_tab.catalogue_table([])
+
+
+def test_filtering_keeps_the_selection_only_while_it_is_listed():
+    table, chosen, about, accepted = catalogue_tab.list_updates(FakeCatalogue(), "", "SD 1.x / 2.x", "all", "Known")
+    assert changed(chosen) == {"choices": ["Known"], "value": "Known"}
+    assert "a.safetensors" not in table
+    assert changed(accepted) == {"visible": True, "value": False}
+    assert "Odd." in about
+    table, chosen, about, accepted = catalogue_tab.list_updates(FakeCatalogue(), "", "SDXL", "all", "Known")
+    assert changed(chosen) == {"choices": ["a.safetensors"], "value": None}
+    assert changed(accepted)["visible"] is False
+
+
+def test_progress_is_a_bar_while_something_runs_and_lines_afterwards():
+    running, ended = (catalogue_tab.progress_html(state) for state in FakeCatalogue().watch())
+    assert "width:25%" in running
+    assert "1.0 of 4.0 MB" in running
+    assert "vk-progress" not in ended
+    assert "Known is installed." in ended
+    assert catalogue_tab.progress_html(InstallView()) == ""
+
+
+def test_an_install_without_consent_is_one_line():
+    shown = list(catalogue_tab._followed(FakeCatalogue(), lambda: FakeCatalogue().install("Known", False)))
+    assert len(shown) == 1
+    assert 'class="vk-error"' in shown[0]
+    assert "Not without your consent." in shown[0]
+
+
+@pytest.mark.skipif(gradio_compat.MAJOR < 5, reason="handlers are kept elsewhere in old gradio")
+def test_the_buttons_answer():
+    catalogue = FakeCatalogue()
+    blocks = page.build_page(FakeProgram(), catalogue=catalogue)
+    verify = handlers_of(blocks, "vae_kit_catalogue_verify")["click"]
+    assert "a.safetensors is right." in verify("a.safetensors")
+    assert "Choose a VAE in the list first." in verify(None)
+    save = handlers_of(blocks, "vae_kit_catalogue_save_rules")["click"]
+    assert "not valid JSON" in save("{")[0]
+    add = handlers_of(blocks, "vae_kit_catalogue_import_cards")["click"]
+    assert add("{}")[0] == "{}x"
+    install = handlers_of(blocks, "vae_kit_catalogue_install")["click"]
+    steps = list(install("Known", True, "", catalogue_tab.ANY_FAMILY, "all"))
+    assert catalogue.calls == ["Known"]
+    assert "is installed" in steps[-2][0]
+    assert len({len(step) for step in steps}) == 1
+    tiny = handlers_of(blocks, "vae_kit_catalogue_tiny")["click"]
+    assert "is installed" in list(tiny())[-1]
+    assert catalogue.calls[-1] == "tiny"
+
+
+def test_rules_are_explained_with_the_deciding_one_marked():
+    table = catalogue_tab.rules_table(FakeCatalogue().explain("", "picture"))
+    assert "family &lt;sdxl&gt;" in table
+    assert 'class="vk-is-active"><td>2</td>' in table
+    assert "There are no rules" in catalogue_tab.rules_table([])
