@@ -27,7 +27,7 @@ def detect_host() -> WebuiHost | None:
         from sd_vae_kit.adapters import sdnext
 
         return sdnext.create()
-    if find_spec("modules.sd_hijack") is None or find_spec("modules.lowvram") is None:
+    if find_spec("modules.sd_hijack") is None:
         return None
     from sd_vae_kit.adapters import a1111
 

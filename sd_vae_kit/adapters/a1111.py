@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -411,10 +412,16 @@ class A1111Host(WebuiHost):
 
     @contextmanager
     def computing(self) -> Iterator[torch.device]:
-        from modules import lowvram  # not in programs that only share the rest of this adapter
-
         with call_queue.queue_lock:
-            yield devices.cpu if lowvram.is_enabled(self.model) else devices.device
+            yield devices.cpu if self._is_low_on_memory() else devices.device
+
+    def _is_low_on_memory(self) -> bool:
+        """`--medvram` or `--lowvram`; Forge and its relatives have no such thing, some not even the module."""
+        if find_spec("modules.lowvram") is None:
+            return False
+        from modules import lowvram
+
+        return hasattr(lowvram, "is_enabled") and bool(lowvram.is_enabled(self.model))
 
 
 def create() -> A1111Host:

@@ -328,8 +328,8 @@ def test_both_ways_at_once_in_one_request(forge, own, with_a):
 def test_a_pasted_infotext_sets_sd_vae_and_leaves_the_modules_alone(forge, own, with_a):
     text = with_a.infotext
     assert "VAE: a.safetensors" in text
-    # without the list of modules Forge fails here on any infotext: isinstance(value, list[str]), api.py:410
-    pasted = forge.txt2img(infotext=text, hr_additional_modules=["Use same choices"])
+    # without the two lists Forge fails here on any infotext: isinstance(value, list[str]), api.py:410
+    pasted = forge.txt2img(infotext=text, hr_additional_modules=["Use same choices"], styles=[])
     assert pasted == with_a
     assert pasted.parameter("VAE") == "a.safetensors"
     assert pasted.parameter("Module 1") is None
@@ -371,7 +371,7 @@ def xyz(webui: WebUi, label: str, values: list[str]) -> list[str]:
 @pytest.mark.parametrize("label", ["VAE", "[VAE Kit] VAE for this job"])
 def test_an_axis_of_vaes(forge, own, label):
     texts = xyz(forge, label, ["a.safetensors", "None", "b.safetensors"])
-    named = [match[1] if (match := re.search(r"[, ]VAE: ([^,]*)", text)) else None for text in texts]
+    named = [match[1] if (match := re.search(r"\n?(?:^|, )VAE: ([^,]*)", text)) else None for text in texts]
     assert named[1:] == ["a.safetensors", None, "b.safetensors"]
     assert forge.txt2img() == own
 

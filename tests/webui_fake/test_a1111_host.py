@@ -462,7 +462,9 @@ def test_the_host_is_recognised_by_what_it_has(fake, monkeypatch):
     from sd_vae_kit.adapters import detect_host
 
     assert type(detect_host()).__name__ == "A1111Host"
-    monkeypatch.delitem(sys.modules, "modules.lowvram")
+    monkeypatch.delitem(sys.modules, "modules.lowvram")  # Forge Classic has none
+    assert type(detect_host()).__name__ == "A1111Host"
+    monkeypatch.delitem(sys.modules, "modules.sd_hijack")
     assert detect_host() is None
 
 
