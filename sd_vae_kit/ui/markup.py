@@ -33,10 +33,10 @@ def live_view(snapshot: Snapshot) -> str:
         picture = f'<div class="vk-preview"><img alt="preview" src="data:image/jpeg;base64,{data}"></div>'
     share = 100 * snapshot.step / max(1, snapshot.steps)
     phase = escape(snapshot.phase or "starting")
-    steps = f"step {snapshot.step} of {snapshot.steps}" if snapshot.step else ""
+    steps = f", {snapshot.step} of {snapshot.steps}" if snapshot.step else ""
     bar = (
         f'<div class="vk-progress" role="progressbar" aria-valuenow="{share:.0f}">'
-        f'<div class="vk-done" style="width: {share:.1f}%"></div><span>{phase} {steps}</span></div>'
+        f'<div class="vk-done" style="width: {share:.1f}%"></div><span>{phase}{steps}</span></div>'
     )
     return f'<div class="vk-live vk-shown">{picture}{bar}</div>'
 

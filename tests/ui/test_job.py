@@ -41,7 +41,7 @@ def test_img2img_has_limits_of_its_own(change, words):
 def test_numbers_come_as_floats_from_a_page():
     job = make_job(Txt2Img, {"steps": 5.0, "seed": 7.0, "width": 64.0, "prompt": None})
     assert (job.steps, job.seed, job.width, job.prompt) == (5, 7, 64, "")
-    with pytest.raises(OptionError, match="steps is 5.5; it must be a whole number"):
+    with pytest.raises(OptionError, match=r"steps is 5\.5; it must be a whole number"):
         make_job(Txt2Img, {"steps": 5.5})
 
 

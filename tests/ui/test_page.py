@@ -171,7 +171,7 @@ def test_following_a_job_shows_preview_progress_and_result(program):
     first, second, last = generation_tab.follow(program, "txt2img")
     assert "encoding" in first[0]
     assert "data:image/jpeg;base64,anBlZw==" in second[0]
-    assert "step 1 of 2" in second[0]
+    assert "sampling, 1 of 2" in second[0]
     assert "width: 50.0%" in second[0]
     live, gallery, outcome, infotext, download, chosen, interrupt = last
     assert live == ""
