@@ -3,7 +3,8 @@
     "use strict";
 
     const TABS = ["txt2img", "img2img"];
-    const POLL_MS = 2000; // while the first checkpoint is still loading
+    const POLL_MS = 2000; // while the first checkpoint is still loading,
+    const SLOWEST_POLL_MS = 15000; // which some web UIs only begin with the first job
     const SETTLE_MS = 150; // several options often change at once
 
     const find = (id) => gradioApp().querySelector(`#${id}`);
@@ -25,12 +26,15 @@
         }, SETTLE_MS);
     }
 
-    function waitForCheckpoint() {
+    function waitForCheckpoint(delay) {
         if (!gradioApp().querySelector("[data-vae-kit-waiting]")) {
             return;
         }
-        refreshSentences();
-        setTimeout(waitForCheckpoint, POLL_MS);
+        if (!document.hidden) {
+            refreshSentences();
+        }
+        const next = Math.min(delay * 1.25, SLOWEST_POLL_MS);
+        setTimeout(() => waitForCheckpoint(next), next);
     }
 
     function addTooltips() {
@@ -45,7 +49,7 @@
     onUiLoaded(() => {
         addTooltips();
         refreshSentences();
-        setTimeout(waitForCheckpoint, POLL_MS);
+        setTimeout(() => waitForCheckpoint(POLL_MS), POLL_MS);
     });
     onOptionsChanged(refreshSentences);
 })();

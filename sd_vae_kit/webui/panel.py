@@ -44,12 +44,15 @@ def build(tab: str, host: WebuiHost) -> Panel:
             refresh = gr.Button(
                 "\U0001f504", elem_id=f"vae_kit_{tab}_refresh", elem_classes=["tool", "vae-kit-refresh"]
             )
-    gradio_compat.listen(
-        refresh,
-        "click",
-        lambda: [sentence(host), *(gr.update(choices=host.choices()) for _ in controls)],
-        outputs=[active, *controls],
-    )
+            listed = gr.State(host.choices())
+
+    def look_again(before: list[str]) -> list[Any]:
+        """An update that changes nothing leaves a dropdown alone that the user has just opened."""
+        names = host.choices()
+        update = gr.update(choices=names) if names != before else gr.update()
+        return [sentence(host), names, *(update for _ in controls)]
+
+    gradio_compat.listen(refresh, "click", look_again, inputs=[listed], outputs=[active, listed, *controls])
     fields = [(control, _paster(spec)) for control, spec in zip(controls, specs, strict=True)]
     return Panel(controls, fields, [spec.infotext for spec in specs])
 

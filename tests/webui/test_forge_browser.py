@@ -81,6 +81,7 @@ def test_a_job_whose_vae_cannot_be_used_says_so_on_the_page(page):
 
 
 def test_pasted_parameters_choose_sd_vae_for_the_next_jobs_and_no_module(page, webui):
+    webui.set(sd_vae="Automatic")
     text = "a cat\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64, VAE: a.safetensors, Job VAE: sub/b.safetensors"
     page.locator("#txt2img_prompt textarea").fill(text)
     page.locator("#txt2img_tools #paste").click()
