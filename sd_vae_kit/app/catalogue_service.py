@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sd_vae_kit.catalogue import Catalogue, KnownVae
@@ -58,6 +59,7 @@ class CatalogueService:
         self._cards = cards
         self._active = active
         self._apply = apply
+        self._wanted = ""
         self._installer = Installer(folder, lambda: host.settings.download, self._installed)
 
     def close(self) -> None:
@@ -72,7 +74,11 @@ class CatalogueService:
     def rows(self) -> list[GalleryRow]:
         entries = self._library.entries
         found = {entry.name: self._guard.remembered(entry) for entry in entries}
-        return gallery.rows(entries, self._known, families=found, rules=self._readable_rules(), active=self._active())
+        rows = gallery.rows(entries, self._known, families=found, rules=self._readable_rules(), active=self._active())
+        return sorted(
+            (replace(row, used_by=("the pasted picture",)) if row.key == self._wanted else row for row in rows),
+            key=lambda row: row.key != self._wanted,
+        )
 
     def _readable_rules(self) -> tuple[rules.Rule, ...]:
         try:
@@ -128,8 +134,9 @@ class CatalogueService:
                 self._library.sha256(entry)  # so that the list knows it at once
 
     def suggestion(self, digits: str) -> str:
-        """A sentence about where to get the VAE with that hash; "" if it is not in the catalogue."""
+        """A sentence about where to get the VAE with that hash, which then leads the list; "" if it is not known."""
         known = self._known.by_hash(digits)
+        self._wanted = known.name if known else ""
         if known is None:
             return ""
         how = "install it on the VAE tab" if known.can_install else "no download is known for it"
@@ -179,7 +186,7 @@ class CatalogueService:
         cards = [rule for folder in self._cards if folder.is_dir() for rule in rules.rules_from_cards(folder)]
         after = rules.merged(before, cards)
         added = len(after) - len(before)
-        line = f"{added} rule{'s' * (added != 1)} from {len(cards)} cards; Save keeps them."
+        line = f"{added} rule{'s' * (added != 1)} from {len(cards)} card{'s' * (len(cards) != 1)}; Save keeps them."
         return rules.dump(after), Message(line)
 
     def passes(self) -> Sequence[str]:

@@ -6,75 +6,12 @@ import sys
 
 import pytest
 from conftest import ROOT
+from fake_catalogue import ROWS, FakeCatalogue
 from fake_program import FakeProgram
 from test_page import changed, child_environment, components_of
 
-from sd_vae_kit.errors import ConsentError, RulesError
-from sd_vae_kit.features.gallery_row import GalleryRow
 from sd_vae_kit.ui import catalogue_tab, gradio_compat, page
-from sd_vae_kit.ui.catalogue_program import InstallView, RuleLine
-from sd_vae_kit.ui.program import Message
-
-ROWS = [
-    GalleryRow("a.safetensors", "a.safetensors", True, "SDXL", ("sdxl",), 334641164, "63aeecb90f", is_active=True),
-    GalleryRow("<b>", "<b>", True, "", (), 12, "", problem="It is <empty>."),
-    GalleryRow(
-        "Known", "Known", False, "SD 1.x / 2.x", ("sd1",), None, "", note="Vivid.", can_install=True, cautions=("Odd.",)
-    ),
-]
-
-
-class FakeCatalogue:
-    def __init__(self):
-        self.calls = []
-
-    def families(self):
-        return [("SD 1.x / 2.x", "sd1"), ("SDXL", "sdxl")]
-
-    def rows(self):
-        return ROWS
-
-    def install(self, key, accepted):
-        if not accepted:
-            raise ConsentError("Not without your consent.")
-        self.calls.append(key)
-
-    def install_tiny(self):
-        self.calls.append("tiny")
-
-    def tiny_label(self):
-        return "SD 1.x / 2.x"
-
-    def cancel(self):
-        self.calls.append("cancel")
-
-    def installing(self):
-        return InstallView()
-
-    def watch(self):
-        yield InstallView((Message("Known: 1.0 of 4.0 MB"),), 0.25, True)
-        yield InstallView((Message("Known is installed."),))
-
-    def verify(self, key):
-        return Message(f"{key} is right.")
-
-    def reveal(self, key):
-        return Message(f"The file is {key}.")
-
-    def rules_text(self):
-        return "{}"
-
-    def save_rules(self, text):
-        raise RulesError("vae_rules.json is not valid JSON.")
-
-    def import_cards(self, text):
-        return text + "x", Message("1 rule.")
-
-    def passes(self):
-        return ("picture", "hires")
-
-    def explain(self, text, run):
-        return [RuleLine(1, "family <sdxl>", "a", False, "No."), RuleLine(2, "always", "b", True, "Yes.")]
+from sd_vae_kit.ui.catalogue_program import InstallView
 
 
 @pytest.fixture(autouse=True)
@@ -102,13 +39,11 @@ def test_the_page_has_the_part_and_the_shortcut_under_their_ids():
 
 def test_building_it_needs_no_torch():
     code = (
-        "import sys; from fake_program import FakeProgram; from test_catalogue_tab import FakeCatalogue; "
+        "import sys; from fake_program import FakeProgram; from fake_catalogue import FakeCatalogue; "
         "from sd_vae_kit.ui import page; page.build_page(FakeProgram(), catalogue=FakeCatalogue()); "
         "sys.exit('torch' in sys.modules)"
     )
-    environment = child_environment()
-    environment["PYTHONPATH"] += f":{ROOT / 'tests'}"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests" / "ui", env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests" / "ui", env=child_environment(), check=True)
 
 
 def test_the_table_escapes_and_marks_the_live_and_the_broken_file():

@@ -1,0 +1,169 @@
+"""Catalogue, downloads and rules as the stand-alone program offers them to its pages."""
+
+import dataclasses
+import hashlib
+import json
+import time
+
+import fault_server as faults
+import pytest
+import torch
+from fault_server import FaultServer
+from safetensors.torch import save
+
+from sd_vae_kit.app.catalogue_service import CatalogueService
+from sd_vae_kit.catalogue import Catalogue, catalogue
+from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
+from sd_vae_kit.core.latent_format import FORMATS
+from sd_vae_kit.errors import ConsentError, OptionError, RulesError, VaeNotFoundError
+from sd_vae_kit.features import gallery
+from sd_vae_kit.features.guard_family import FamilyGuard
+from sd_vae_kit.features.rules import Rule, RulesFile, dump
+from sd_vae_kit.host import Checkpoint
+from sd_vae_kit.library import Folder, Library
+from sd_vae_kit.settings import Settings, with_values
+
+NET = NetConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1)
+
+
+class Host:
+    checkpoint = Checkpoint("model", None, FORMATS["sd1"])
+    settings = with_values(Settings(), {"vae_kit_download_http": "loopback", "vae_kit_download_proxy": "direct"})
+
+
+@pytest.fixture(scope="module")
+def content():
+    torch.manual_seed(0)
+    return save(AutoencoderKL(KlConfig(NET, NET)).state_dict(), metadata={"family": "sd1"})
+
+
+@pytest.fixture
+def server(content):
+    with FaultServer(content) as server:
+        yield server
+
+
+@pytest.fixture
+def applied():
+    return []
+
+
+@pytest.fixture
+def service(tmp_path, server, content, applied):
+    vaes, models = tmp_path / "VAE", tmp_path / "models"
+    vaes.mkdir()
+    models.mkdir()
+    library = Library([Folder(vaes)], tmp_path / "cache.json")
+    library.refresh()
+    digest = hashlib.sha256(content).hexdigest()
+    small = dataclasses.replace(
+        catalogue().entries[0],
+        name="Small",
+        file="small.safetensors",
+        url=server.address("small", faults.serve),
+        mirrors=(),
+        sha256=digest,
+        size=len(content),
+    )
+    tiny = [
+        dataclasses.replace(small, name=f"Tiny {part}", file=f"tiny_{part}.pth", kind="tiny", part=part)
+        for part in ("encoder", "decoder")
+    ]
+    known = Catalogue([*tiny, small, *catalogue().entries])
+    service = CatalogueService(
+        Host(),
+        library,
+        known,
+        FamilyGuard(library, tmp_path / "families.json", known),
+        RulesFile(tmp_path / "vae_rules.json"),
+        folder=vaes,
+        cards=(models, tmp_path / "missing"),
+        active=lambda: "small.safetensors",
+        apply=lambda: applied.append(True),
+    )
+    yield service
+    service.close()
+
+
+def finished(service):
+    end = time.monotonic() + 20
+    *_, last = service.watch()
+    assert time.monotonic() < end
+    return last
+
+
+def test_an_install_is_followed_to_its_end_and_the_list_knows_it(service, content):
+    service.install("Small", False)
+    last = finished(service)
+    assert [line.text for line in last.lines] == ["Small is installed as small.safetensors; its hash is right."]
+    row = service.rows()[0]
+    assert (row.key, row.is_installed, row.is_active) == ("small.safetensors", True, True)
+    assert row.digits == hashlib.sha256(content).hexdigest()[:10]
+    with pytest.raises(OptionError, match="installed already"):
+        service.install("small.safetensors", False)
+
+
+def test_the_preview_shortcut_fetches_both_halves_for_the_family_in_use(service, tmp_path):
+    assert service.tiny_label() == "SD 1.x / 2.x"
+    assert service.install_tiny() == "Fetching Tiny encoder and Tiny decoder."
+    finished(service)
+    assert sorted(path.name for path in (tmp_path / "VAE").iterdir()) == ["tiny_decoder.pth", "tiny_encoder.pth"]
+
+
+def test_what_a_pasted_picture_wants_leads_the_list(service):
+    digits = catalogue().find("SDXL VAE 1.0").sha256[:10]
+    line = service.suggestion(digits)
+    assert line == f'The catalogue knows hash {digits}: it is "SDXL VAE 1.0", install it on the VAE tab.'
+    assert (service.rows()[0].name, service.rows()[0].used_by) == ("SDXL VAE 1.0", ("the pasted picture",))
+    assert service.suggestion("0123456789") == ""
+    assert service.rows()[0].used_by == ()
+
+
+def test_without_consent_nothing_begins(service):
+    with pytest.raises(ConsentError):
+        service.install("vividReal VAE", False)
+    assert service.installing().lines == ()
+
+
+def test_verify_says_what_a_file_is_and_of_which_family(service):
+    service.install("Small", False)
+    finished(service)
+    message = service.verify("small.safetensors")
+    assert message.level == "info"
+    assert message.text.endswith("Family: SD 1.x / 2.x (its hash is that of Small).")
+    with pytest.raises(VaeNotFoundError, match=r"SDXL VAE 1\.0 is not installed"):
+        service.verify("SDXL VAE 1.0")
+
+
+def test_reveal_names_the_path_where_no_file_manager_is(service, monkeypatch, tmp_path):
+    service.install("Small", False)
+    finished(service)
+    monkeypatch.setattr(gallery, "reveal_command", lambda path: ["/no/such/program"])
+    message = service.reveal("small.safetensors")
+    assert (message.level, str(tmp_path / "VAE" / "small.safetensors") in message.text) == ("warning", True)
+
+
+def test_rules_are_saved_applied_and_explained(service, applied):
+    text = dump((Rule("xl", family="sdxl"), Rule("a")))
+    assert service.save_rules(text).text == "2 rules saved to vae_rules.json."
+    assert applied == [True]
+    assert service.rules_text() == text
+    lines = service.explain(text, "picture")
+    assert [(line.number, line.decides) for line in lines] == [(1, False), (2, True)]
+    with pytest.raises(RulesError):
+        service.save_rules("{")
+    assert service.rules_text() == text
+
+
+def test_cards_are_appended_to_the_text_and_not_saved(service, tmp_path):
+    (tmp_path / "models" / "a.ckpt").write_bytes(b"")
+    (tmp_path / "models" / "a.json").write_text(json.dumps({"vae": "x.pt"}), "utf-8")
+    text, message = service.import_cards("")
+    assert message.text == "1 rule from 1 card; Save keeps them."
+    assert '"x.pt"' in text
+    assert not (tmp_path / "vae_rules.json").exists()
+
+
+def test_a_broken_rules_file_does_not_hide_the_list(service, tmp_path):
+    (tmp_path / "vae_rules.json").write_text("{", "utf-8")
+    assert service.rows()
