@@ -134,13 +134,18 @@ def test_the_probe_is_a_picture_with_a_latent_for_each_twin():
 
 
 @pytest.mark.slow
-def test_a_vae_of_full_size_is_tried_in_under_two_seconds(tmp_path):
+def test_a_vae_of_full_size_is_tried_in_under_two_seconds_of_one_core(tmp_path):
     save_file(AutoencoderKL(KlConfig()).half().state_dict(), tmp_path / "full.safetensors")
     weights = read_vae(tmp_path / "full.safetensors")
-    tell_family(weights)
-    started = time.perf_counter()
-    tell_family(weights)
-    assert time.perf_counter() - started < SECONDS
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # processor time of one thread: the clock on the wall depends on what else runs
+    try:
+        tell_family(weights)
+        started = time.process_time()
+        tell_family(weights)
+        assert time.process_time() - started < SECONDS
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_marks_that_are_shipped_are_of_the_real_files(weights_dir):
