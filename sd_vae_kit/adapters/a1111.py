@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from sd_vae_kit.features.swap import Active, Key, Swapper, key_of
 from sd_vae_kit.host import Checkpoint
 from sd_vae_kit.library import Entry, Folder, FolderKind, Library
 
+REMIND_SECONDS = 5.0
 VAE_CALLS = ("decode_first_stage", "encode_first_stage")
 # Core options the VAE depends on; a request's override of one that was never saved stays for ever (processing.py:823).
 CORE_OPTIONS: tuple[str, ...] = (
@@ -89,6 +91,7 @@ class A1111Host(WebuiHost):
         self._own_states = weakref.WeakKeyDictionary()
         self._errors = threading.local()
         self._reverted: tuple[str, object, str] | None = None  # option, its value and what was said, just now
+        self._reverted_until = 0.0
 
     # -- patches ---------------------------------------------------------------------------------------------------
 
@@ -391,16 +394,17 @@ class A1111Host(WebuiHost):
         opts.data[key] = before
         message = f"{str(errors[0]).rstrip('.')}. The option stays at {before}."
         self.notify(message, "error")
-        self._reverted = (key, before, message)
+        self._reverted, self._reverted_until = (key, before, message), time.monotonic() + REMIND_SECONDS
         if kwargs.get("is_api", bool(args and args[0])):
             raise self.refusal(type(errors[0])(message)) from errors[0]
         return False
 
     def _remind(self, key: str, value: object, changed: bool) -> None:
-        """The page puts a refused option back, which sends it once more and clears the line that said why."""
-        reverted, self._reverted = self._reverted, None
-        if reverted and not changed and reverted[:2] == (key, value):
-            self.page_notice(reverted[2])
+        """The page puts a refused option back, which sends it again and clears the line that said why."""
+        if changed or time.monotonic() > self._reverted_until:
+            self._reverted = None
+        elif self._reverted and self._reverted[:2] == (key, value):
+            self.page_notice(self._reverted[2])
 
     def _process_images_inner(self, original: Callable[..., object], p: Any, *args: Any, **kwargs: Any) -> object:
         """The job's own VAE ends with the job, also with one that fails; a job inside a job gives back the outer's."""

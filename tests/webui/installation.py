@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +149,7 @@ class WebUi:
     log_file: Path
     data: Path
     user: str = ""
-    calls: int = field(default=0)
+    checked: int = 0  # how much of the log a test has looked through
 
     @property
     def log(self) -> str:

@@ -38,9 +38,9 @@ def running(tmp_path_factory, flags):
 def webui(running: WebUi):
     """The web UI with the setting on Automatic; a test that left a traceback in the log fails."""
     assert running.set(sd_vae="Automatic").status == 200
-    before = len(running.log)
+    running.checked = len(running.log)
     yield running
-    assert "Traceback" not in running.log[before:], running.log[before:]
+    assert "Traceback" not in running.log[running.checked :], running.log[running.checked :]
 
 
 def sha256_of(path):
@@ -256,7 +256,7 @@ def test_a_job_that_fails_gives_the_setting_back(webui):
     answer = webui.try_txt2img(enable_hr=True, alwayson_scripts=job("plain.safetensors"))  # no denoising strength
     assert answer.status == 500
     assert "Traceback" in webui.log[before:]
-    webui.log_file.write_text("")  # the host's own traceback, wanted here
+    webui.checked = len(webui.log)  # the host's own traceback, wanted here
     assert webui.status()["vae"] == "other.safetensors"
     assert webui.txt2img() == expected
 
@@ -399,7 +399,6 @@ def reload_ui(webui):
     button = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "settings_restart_gradio")
     of_button = ([button, "click"], button)  # gradio 4 and 3
     number = next(i for i, d in enumerate(config["dependencies"]) if any(t in of_button for t in d["targets"]))
-    seen = webui.log.count("Restarting UI")
+    started = webui.log.count("Startup time")
     webui.call("/run/predict", {"fn_index": number, "data": [], "session_hash": "test"})
-    wait_until(lambda: webui.log.count("Restarting UI") > seen, 30, webui)
-    wait_until(lambda: webui.log.count("Startup time") > seen + 1, 120, webui)
+    wait_until(lambda: webui.log.count("Startup time") > started, 180, webui)

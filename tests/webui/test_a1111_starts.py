@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import json
+import os
 import time
+from pathlib import Path
 
 import pytest
 from installation import A1111, SMALL, start
@@ -120,3 +122,35 @@ def test_switched_off_it_leaves_the_host_alone(started, vaes):
     assert webui.set(sd_vae="plain.safetensors").status == 200
     assert webui.txt2img().parameter("VAE") == "plain.safetensors"
     assert "sd_vae" not in webui.call("/sdapi/v1/options").body.get("quicksettings_list", [])
+
+
+def test_beside_other_extensions(started, tmp_path):
+    """Folders named by VAE_KIT_A1111_EXTENSIONS (separated as in PATH) are linked in beside ours."""
+    named = [Path(folder) for folder in os.environ.get("VAE_KIT_A1111_EXTENSIONS", "").split(os.pathsep) if folder]
+    if not named:
+        pytest.skip("set VAE_KIT_A1111_EXTENSIONS to folders of other extensions")
+    for folder in named:
+        (tmp_path / "extensions").mkdir(exist_ok=True)
+        (tmp_path / "extensions" / folder.name).symlink_to(folder)
+    webui = started()
+    own = webui.txt2img()
+    made = webui.txt2img(override_settings={"sd_vae": "plain.safetensors"})
+    assert webui.txt2img(alwayson_scripts={"VAE Kit": {"args": ["plain.safetensors"]}}) == made
+    assert webui.txt2img() == own
+    assert webui.set(sd_vae="cut.safetensors").status == 422
+    assert webui.txt2img() == own
+    if any("multidiffusion" in folder.name for folder in named):
+        with_tiled_vae(webui, own)
+
+
+def with_tiled_vae(webui, own):
+    """The old Tiled VAE replaces encoder.forward and decoder.forward of the module whose weights we exchange."""
+    tiled = {"Tiled VAE": {"args": [True, 256, 48, False, True, True, False]}}
+    size = {"width": 512, "height": 512}
+    job = {"VAE Kit": {"args": ["plain.safetensors"]}}
+    whole = webui.txt2img(**size, alwayson_scripts=job)
+    bands = webui.txt2img(**size, alwayson_scripts={**job, **tiled})
+    difference = abs(bands.pixels.astype(int) - whole.pixels.astype(int)).mean()
+    other = abs(webui.txt2img(**size).pixels.astype(int) - whole.pixels.astype(int)).mean()
+    assert difference < other / 2, "tiles are decoded with the job's VAE, too"
+    assert webui.txt2img() == own
