@@ -5,6 +5,7 @@
     python launch.py test                ruff check, ruff format --check, mypy, pytest
     python launch.py test ARGS           only pytest, with these arguments
     python launch.py test --ci [ARGS]    all four, and pytest's slowest tests
+    python launch.py test --matrix       the pages on every gradio that web UIs ship, core on a named web UI's torch
     python launch.py bench ...           side-by-side measurements
 
 Standard library only.  It must still parse on Pythons too old to run it, so that they get a line, not a traceback.
@@ -298,6 +299,8 @@ def run_bench(environment: Environment, arguments: list[str]) -> NoReturn:
 
 def run_tests(environment: Environment, arguments: list[str]) -> int:
     """Run the checks, all of them even after a failure, and return the first failure's exit code."""
+    if "--matrix" in arguments:
+        return run_matrix(environment, [argument for argument in arguments if argument != "--matrix"])
     ci = "--ci" in arguments
     arguments = [argument for argument in arguments if argument != "--ci"]
     prepare(environment, ["test"])
@@ -314,6 +317,12 @@ def run_tests(environment: Environment, arguments: list[str]) -> int:
     if failed:
         say(f"Failed: {', '.join(failed)}")
     return next(iter(failed.values()), 0)
+
+
+def run_matrix(environment: Environment, arguments: list[str]) -> int:
+    prepare(environment, ["test"])
+    matrix = environment.root / "tools" / "matrix.py"
+    return wait_for([str(environment.python), "-I", str(matrix), *arguments], reproducible_environ(), environment.root)
 
 
 COMMANDS = {"cli": run_cli, "test": run_tests, "bench": run_bench}
