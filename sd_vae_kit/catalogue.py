@@ -167,7 +167,7 @@ class Catalogue:
         return (halves["encoder"], halves["decoder"]) if {"encoder", "decoder"} <= halves.keys() else None
 
     def _hint(self, name: str) -> str:
-        words = re.findall("[a-z0-9]+", name.lower())
+        words = re.findall("[a-z0-9]+", name.lower()) if len(name) > 2 else []
         near = [e.name for e in self.entries if words and all(w in " ".join(e.names).lower() for w in words)]
         return f" (did you mean {near[0]!r}?)" if near else ""
 

@@ -255,7 +255,7 @@ DECODE = ("decode", "latent.safetensors", "-o", "out.png", "--vae", "vae.safeten
         (("bogus",), "invalid choice: 'bogus'"),
         (("inspect",), "required: FILE"),
         (("plan",), "invalid choice"),
-        (("download", "x"), "invalid choice"),
+        (("download", "x"), "The catalogue has no 'x'"),
         ((*ENCODE, "--bogus"), "unrecognized arguments: --bogus"),
         ((*ENCODE, "--jso"), "unrecognized arguments: --jso"),
         ((*ENCODE, "--tiling", "exact"), "--tiling exact is not in this version"),
