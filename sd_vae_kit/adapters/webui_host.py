@@ -106,6 +106,7 @@ class WebuiHost(ABC):
 
     name: str
     core_options: tuple[str, ...] = ()  # of the program's own options, those a VAE depends on
+    sees_passes = True  # whether the program says when a pass of a job begins
     faultless: frozenset[str] = frozenset()  # names of `Repairs` for faults this program does not have
     quicksettings_key = "quicksettings_list"  # the option that lists what the top bar holds
 

@@ -38,7 +38,8 @@ def build(tab: str, host: WebuiHost) -> Panel:
     with gr.Accordion("VAE Kit", open=False, elem_id=f"vae_kit_{tab}", elem_classes=["vae-kit"]):
         active = gr.HTML(sentence(host), elem_id=f"vae_kit_{tab}_active", elem_classes=["vae-kit"])
         with gr.Row(elem_classes=["vae-kit-row"]):
-            specs = [spec for spec in job_specs() if tab == "txt2img" or spec.name != "hires_vae"]
+            has_hires = tab == "txt2img" and host.sees_passes
+            specs = [spec for spec in job_specs() if has_hires or spec.name != "hires_vae"]
             controls = [_dropdown(tab, spec, host) for spec in specs]
             # pressed by javascript/vae_kit.js when something may have changed
             refresh = gr.Button(
