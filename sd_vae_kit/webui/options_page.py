@@ -22,8 +22,8 @@ CACHED_VAES = 2
 
 def page_specs() -> Iterator[Spec]:
     """Every setting the host does not have itself."""
-    yield from (spec for spec in specs() if spec.section not in OWNED_BY_HOST)
     yield from repair_specs()
+    yield from (spec for spec in specs() if spec.section not in OWNED_BY_HOST)
 
 
 def add(host: WebuiHost) -> None:

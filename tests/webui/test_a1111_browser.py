@@ -89,6 +89,7 @@ def generate(page: Page) -> str:
     shown = page.locator("#txt2img_gallery img").first
     expect(shown).not_to_have_attribute("src", before or "", timeout=LOAD_MS)
     expect(page.locator("#html_info_txt2img").first).to_contain_text("Steps: 2", timeout=LOAD_MS)
+    expect(page.locator("#txt2img_interrupt")).to_be_hidden(timeout=LOAD_MS)
     return page.locator("#html_info_txt2img").first.inner_text()
 
 
