@@ -16,7 +16,6 @@ between the statistics of natural images and the response properties of cortical
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Collection, Sequence
 
@@ -89,21 +88,6 @@ class GaussianMixtureDenoiser:
         denoised = torch.fft.ifft2(gain * x_hat + (1 - gain) * expected, norm="ortho").real
         estimate: Tensor = denoised.to(x.device, x.dtype)
         return estimate
-
-    def with_start_picture(self, latent: Tensor) -> GaussianMixtureDenoiser:
-        """A copy that also knows the picture an img2img job starts from.
-
-        Without it the detail that the noise has drowned would be filled in from a photograph that has nothing to do
-        with the picture.  The picture's prior is that of the least likely photograph: a prompt that names another one
-        wins at high denoising, where the noise is loud, and the picture wins at low denoising.
-
-        Args:
-            latent: (C, h, w).
-        """
-        other = copy.copy(self)
-        other._means_hat = torch.cat([self._means_hat, self._transform(latent[None])])
-        other.log_prior = torch.log_softmax(torch.cat([self.log_prior, self.log_prior.min()[None]]), dim=0)
-        return other
 
     def posterior(self, x: Tensor, sigma: float) -> Tensor:
         """(B, N) float64: how probable it is that x came from each photograph; each row sums to one."""

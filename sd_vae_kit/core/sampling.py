@@ -16,10 +16,6 @@ from sd_vae_kit.errors import OptionError
 
 SIGMA_MIN = 0.0291675  # first and last noise level of Stable Diffusion 1's training schedule
 SIGMA_MAX = 14.614642
-# From noise alone the demo starts higher: at 14.6 the missing mean of the latent still gives away that it is missing,
-# and the dimmest photographs would be drawn most of the time (Stable Diffusion has the same flaw: Lin et al. 2023,
-# arXiv 2305.08891).
-SIGMA_MAX_FROM_NOISE = 80.0
 
 Denoise = Callable[[Tensor, float], Tensor]
 StepCallback = Callable[[int, int, Tensor, Tensor], bool]

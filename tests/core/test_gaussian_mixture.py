@@ -109,22 +109,6 @@ def test_spectrum_falls_with_the_square_of_frequency_and_has_the_asked_deviation
     assert_close(natural_spectrum(8, 8, exponent=0.0, std=0.2), torch.full((8, 8), 0.04, dtype=torch.float64))
 
 
-def test_a_start_picture_is_kept_at_low_noise_and_gives_way_to_the_prompt_at_high_noise() -> None:
-    means, picture = draw(3, 4, 16, 16), draw(4, 16, 16, seed=9)
-    denoiser = GaussianMixtureDenoiser(means, log_prior=caption_prior("cat", "", CAPTIONS)).with_start_picture(picture)
-    noise = draw(1, 4, 16, 16, seed=1)
-    quiet, loud = (denoiser.posterior(picture + sigma * noise, sigma)[0] for sigma in (0.8, 14.6))
-    assert quiet[3] > 0.999
-    assert loud[0] > 0.999
-
-
-def test_a_start_picture_without_a_prompt_is_as_likely_as_any_photograph() -> None:
-    denoiser = GaussianMixtureDenoiser(draw(3, 4, 8, 8))
-    extended = denoiser.with_start_picture(draw(4, 8, 8, seed=9))
-    assert_close(extended.posterior(draw(1, 4, 8, 8), 1e9)[0], torch.full((4,), 0.25, dtype=torch.float64))
-    assert denoiser.log_prior.shape == (3,)
-
-
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
