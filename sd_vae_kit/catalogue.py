@@ -185,7 +185,7 @@ def with_own_entries(path: Path) -> Catalogue:
         OptionError: The file is there and not right.
     """
     try:
-        own = read_catalogue(path.read_text("utf-8"))
+        own = read_catalogue(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         return catalogue()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

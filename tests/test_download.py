@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 from fault_server import Behaviour, FaultServer
 
-from sd_vae_kit.download import Progress, Source, download, fetch, transport
+from sd_vae_kit.download import Progress, Source, download, fetch, part_file, transport
 from sd_vae_kit.download.fetch import checked_name
 from sd_vae_kit.download.part_file import PartFile
 from sd_vae_kit.errors import (
@@ -329,6 +329,12 @@ def test_two_downloads_of_one_file_do_not_mix(server, tmp_path):
     thread.join()
     assert raised
     assert download(source(url), tmp_path, PATIENT).read_bytes() == CONTENT
+
+
+def test_a_file_system_without_locks_is_no_obstacle(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(part_file, "_lock", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
+    download(source(server.address("x", faults.serve)), tmp_path, PATIENT)
+    assert left_in(tmp_path) == [FILE]
 
 
 # --- the user ends it ------------------------------------------------------------------------------------------------

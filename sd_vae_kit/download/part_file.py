@@ -18,6 +18,7 @@ from typing import NoReturn
 from sd_vae_kit.errors import DownloadError, NoSpaceError, TargetExistsError
 
 BLOCK = 1 << 20
+TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # what a lock held by another program gives
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
 
 
@@ -192,10 +193,12 @@ def _open_locked(path: Path) -> FileIO:
         try:
             _lock(file.fileno())
         except OSError as error:
-            file.close()
-            raise DownloadError(
-                f"{path.name.removesuffix('.part')} is being downloaded already; wait until that has ended."
-            ) from error
+            if error.errno in TAKEN:
+                file.close()
+                raise DownloadError(
+                    f"{path.name.removesuffix('.part')} is being downloaded already; wait until that has ended."
+                ) from error
+            # else this file system has no locks, as some network drives: better unlocked than not at all
         try:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file

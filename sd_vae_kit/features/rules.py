@@ -217,7 +217,7 @@ class RulesFile:
             RulesError: It cannot be read.
         """
         try:
-            return self.path.read_text("utf-8")
+            return self.path.read_text("utf-8-sig")  # Windows editors like to begin with a mark
         except FileNotFoundError:
             return dump(())
         except (OSError, ValueError) as error:
@@ -283,7 +283,7 @@ def rules_from_cards(folder: Path) -> tuple[Rule, ...]:
 
 def _card_vae(card: Path) -> str:
     try:
-        data = json.loads(card.read_text("utf-8"))
+        data = json.loads(card.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return ""
     value = data.get("vae") if isinstance(data, Mapping) else None

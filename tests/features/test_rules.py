@@ -158,6 +158,12 @@ def test_a_file_is_read_again_when_it_changed_and_a_missing_one_is_no_rules(tmp_
     assert file.rules == ()
 
 
+def test_a_file_from_a_windows_editor_is_read(tmp_path):
+    file = RulesFile(tmp_path / "vae_rules.json")
+    file.path.write_text(written({"vae": "a"}), "utf-8-sig")
+    assert [rule.vae for rule in file.rules] == ["a"]
+
+
 def test_a_wrong_text_is_not_saved(tmp_path):
     file = RulesFile(tmp_path / "deep" / "vae_rules.json")
     file.save(written({"vae": "a"}))
