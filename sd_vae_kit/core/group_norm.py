@@ -107,7 +107,7 @@ class ScaleShift:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x (1, C, h, W): a new tensor of the same shape, dtype and layout; computed in fp32."""
-        if x.device.type in ("cpu", "cuda") and x.dtype != torch.float16:
+        if x.device.type == "cuda" or (x.device.type == "cpu" and x.dtype != torch.float16):
             # inference batch norm is torch's one-pass kernel for this, with fp32 parameters on bf16 data
             return F.batch_norm(x, self.zeros, self.ones, self.scale, self.shift, False, 0.0, 0.0)
         scale, shift = self.scale[:, None, None], self.shift[:, None, None]

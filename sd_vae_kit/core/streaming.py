@@ -488,6 +488,7 @@ class _Stream:
         self.exponents: dict[int, int] = {}  # value -> k: it is stored divided by 2**k (for the precision guard)
         self.weights: dict[Conv, tuple[Tensor, Tensor | None]] = {}  # packed for the pass that runs
         self.computed: dict[int, tuple[int, int, Tensor]] = {}  # rows of values that are not stored, for one band
+        self.link = _HostLink(plan.device) if _is_remote(plan) else None
 
     def run(self, x: Tensor, result: Tensor) -> None:
         """Take x (1, C, h, w) through all passes; the last one writes `result`."""
@@ -504,13 +505,19 @@ class _Stream:
             self.weights.clear()
             for value in event.frees:
                 self.values.pop(value, None)
+            if self.link is not None:
+                self.link.finish()
             if self.plan.device.type == "cpu":
                 _return_freed_memory()
 
     def _sweep(self, step: Step, event: Event, result: Tensor | None) -> None:
         """Compute a value in bands; store it or only take its statistics."""
         target = _Target(self, event, result)
-        for top, bottom in event.bands:
+        for i, (top, bottom) in enumerate(event.bands):
+            if self.link is not None:
+                self.link.next_band()
+                if i + 1 < len(event.bands):
+                    self._prefetch(event.value, *event.bands[i + 1])
             band = self._compute(event.value, top, bottom)
             self.computed.clear()
             band = self._checked(step, event, top, bottom, band)
@@ -518,6 +525,18 @@ class _Stream:
                 target.commit(top, bottom, band)
             del band
             self.progress.band_done()
+
+    def _prefetch(self, value: int, top: int, bottom: int) -> None:
+        """Send for the rows of the next band while this one is computed.
+
+        They are never rows that this band's result overwrites: those wait in `_Target.pending`.
+        """
+        assert self.link is not None
+        stored = frozenset(self.values)
+        needed = rows_needed(self.program, stored, self.shapes, self.handling, value, top, bottom)
+        for source, (first, last) in needed.items():
+            if source in self.values and last - first < self.shapes[source][1]:
+                self.link.prefetch(self.values[source], first, last)
 
     def _checked(self, step: Step | AttentionStep, event: Event, top: int, bottom: int, band: Tensor) -> Tensor:
         """Take the statistics of a band that is still in cache, before it is written anywhere."""
@@ -554,7 +573,9 @@ class _Stream:
     def _rows(self, value: int, top: int, bottom: int) -> tuple[Tensor, bool]:
         """(rows [top, bottom) of a value, whether the caller may write into them)."""
         if value in self.values:
-            return self.values[value][:, :, top:bottom].to(self.plan.device), False
+            if self.link is not None:
+                return self.link.fetch(self.values[value], top, bottom), False
+            return self.values[value][:, :, top:bottom], False
         if value in self.computed:
             first, last, rows = self.computed[value]
             if first <= top and bottom <= last:
@@ -715,13 +736,87 @@ class _Target:
 
     def _write(self, rows: Tensor) -> None:
         assert self.buffer is not None
-        self.buffer[:, :, self.written : self.written + rows.shape[2]] = rows
+        place = self.buffer[:, :, self.written : self.written + rows.shape[2]]
+        if self.stream.link is not None:
+            self.stream.link.write(place, rows)
+        else:
+            place.copy_(rows)
         self.written += rows.shape[2]
 
     def _keep(self, value: Tensor) -> None:
         if self.event.over is not None:
             self.stream.values.pop(self.event.over, None)
         self.stream.values[self.event.value] = value
+
+
+def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _is_remote(plan: Plan) -> bool:
+    """Whether stored values live in another memory than the computation's; on the CPU there is only one."""
+    return plan.on_host and plan.device.type != "cpu"
+
+
+class _HostLink:
+    """Stored values in host memory: rows come to the device and go back beside the computation.
+
+    On CUDA (ROCm) the copies run in streams of their own from and to pinned memory, so that the next band's rows arrive
+    and the last band's leave while this one is computed; on other devices copies are plain.  The CUDA branch has not
+    been run on a GPU yet.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        cuda: Any = torch.cuda
+        self.cuda, self.device, self.is_cuda = cuda, device, device.type == "cuda"
+        self.arriving = cuda.Stream(device) if self.is_cuda else None
+        self.leaving = cuda.Stream(device) if self.is_cuda else None
+        # (value, top, bottom, rows on the device, event): those of this band and of the next
+        self.prefetched: list[tuple[Tensor, int, int, Tensor, Any]] = []
+        self.due: list[tuple[Tensor, int, int, Tensor, Any]] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last, pin_memory=self.is_cuda)
+
+    def prefetch(self, value: Tensor, top: int, bottom: int) -> None:
+        """Start copying rows of a host value; a later `fetch` inside of them takes them."""
+        if self.arriving is None or value.device.type != "cpu":
+            return
+        with self.cuda.stream(self.arriving):
+            rows = value[:, :, top:bottom].to(self.device, non_blocking=True)
+            arrived = self.cuda.Event()
+            arrived.record(self.arriving)
+        self.prefetched.append((value, top, bottom, rows, arrived))
+
+    def next_band(self) -> None:
+        """What was sent for during the last band is due in this one; what was due then is let go."""
+        self.due, self.prefetched = self.prefetched, []
+
+    def fetch(self, value: Tensor, top: int, bottom: int) -> Tensor:
+        """Rows of a value on the device."""
+        for source, first, last, rows, arrived in self.due:
+            if source is value and first <= top and bottom <= last:
+                current = self.cuda.current_stream(self.device)
+                current.wait_event(arrived)
+                rows.record_stream(current)  # the allocator must not reuse it before this stream has read it
+                return rows[:, :, top - first : bottom - first]
+        return value[:, :, top:bottom].to(self.device, non_blocking=self.is_cuda)
+
+    def write(self, place: Tensor, rows: Tensor) -> None:
+        """Copy rows to their place, which may be on the host or (the result) on any device."""
+        if self.leaving is None or not place.is_pinned():
+            place.copy_(rows)
+            return
+        self.leaving.wait_stream(self.cuda.current_stream(self.device))
+        with self.cuda.stream(self.leaving):
+            place.copy_(rows, non_blocking=True)
+        rows.record_stream(self.leaving)
+
+    def finish(self) -> None:
+        """Wait until everything written in this pass has arrived on the host."""
+        self.prefetched, self.due = [], []
+        if self.leaving is not None:
+            self.leaving.synchronize()
 
 
 def _resized(conv: Conv, rows: Rows, height: int, top: int, bottom: int) -> Tensor:

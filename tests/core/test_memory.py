@@ -329,7 +329,10 @@ def test_the_ladder_goes_down():
     assert peaks[-1] < 0.5 * peaks[0]
 
 
-def test_stream_host_is_exact_on_the_cpu_too():
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_stream_host_is_exact_on_the_cpu_too(is_remote, monkeypatch):
+    # True runs the bookkeeping of the link to a device, with the CPU as the device
+    monkeypatch.setattr(streaming, "_is_remote", lambda plan: is_remote)
     vae = small_vae()
     program, z = decoder_program(vae), picture(4, 16, 12)
     plan = Plan("stream-host", CPU, torch.float32, None, 12_000, on_host=True)
