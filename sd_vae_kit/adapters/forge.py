@@ -82,7 +82,9 @@ class ForgeHost(A1111Host):
         self._replace(processing, "process_images_inner", self._process_images_inner)
         self._replace(main_thread.Task, "work", self._work)
         self._replace(infotext_utils, "parse_generation_parameters", self._parse_generation_parameters)
-        for name in VAE_CALLS:  # of the class: an instance's patch would keep a dropped model, its UNet too, in memory
+        # Of the class, so that clones are covered and no dropped model is kept in memory.  Whatever computes instead of
+        # the program hooks in here: below it `vae_dtype` and `device` hold, and `load_models_gpu` makes room.
+        for name in VAE_CALLS:
             if not self.patches.is_applied(VAE, name):
                 self.guard_calls(VAE, [name])
         self.forget_unloaded()
