@@ -26,7 +26,7 @@ from sd_vae_kit.core.vae import VaeWeights, build
 PROBE = Path(__file__).with_name("family_probe.safetensors")
 TWINS = (("sd1", "sdxl"), ("sd3", "flux"))
 
-# Measured (docs/family-guard.md): real VAEs are 11 dB apart and more, random weights 2 dB at most.
+# Measured (docs/family-guard.md): real VAEs are 10.8 dB apart and more, random weights 2 dB at most.
 MARGIN = 4.0  # dB between the best family and the next
 # Best score a decision needs: a decoder's PSNR against the picture (real ones 17 dB and more even with strong contrast,
 # random ones 11 at most), an encoder's signal-to-noise ratio (own family 10, foreign and random below 1).

@@ -18,7 +18,7 @@ from sd_vae_kit.ui.top_bar import TopBarView
 
 ANY_FAMILY = "any family"
 HEADS = ("Name", "Family", "Size", "Hash", "Precision", "Origin", "Used by", "What it is good for")
-CONSENT = "I have read what is said above and want it all the same"
+CONSENT = "I have read the warning and want it all the same"
 
 
 def _id(name: str) -> str:
@@ -80,7 +80,8 @@ def build_preview_shortcut(catalogue: CatalogueProgram) -> None:
     if not label:
         return
     with gr.Row(elem_classes=["vk-choose"]):
-        button = gr.Button(f"Install TAESD for live previews ({label})", elem_id=_id("tiny"), size="sm", scale=0)
+        text = f"Install TAESD for live previews ({label})"
+        button = gr.Button(text, elem_id=_id("tiny"), size="sm", scale=0, min_width=340)
     progress = gradio_compat.html("", _id("tiny_progress"), often_empty=True)
 
     def fetch() -> Iterator[str]:
