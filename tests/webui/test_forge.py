@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from installation import FORGE, Made, WebUi, start, wait_until
+from installation import FORGE, Made, WebUi, picture, start, wait_until
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
@@ -374,6 +374,34 @@ def test_an_axis_of_vaes(forge, own, label):
     named = [match[1] if (match := re.search(r"\n?(?:^|, )VAE: ([^,]*)", text)) else None for text in texts]
     assert named[1:] == ["a.safetensors", None, "b.safetensors"]
     assert forge.txt2img() == own
+
+
+# -- the extension's own API and a client library ---------------------------------------------------------------------
+
+
+def test_the_extension_s_api_lists_inspects_encodes_and_decodes(forge, own):
+    listed = {item["name"]: item["problem"] for item in forge.call("/vae-kit/v1/list").body["vaes"]}
+    assert listed["cut.safetensors"]
+    assert listed["a.safetensors"] == ""
+    assert forge.call("/vae-kit/v1/inspect?name=diffusers.safetensors").body["layout"] == "diffusers"
+    encoded = forge.call("/vae-kit/v1/encode", {"image": picture(60), "vae": "a.safetensors", "family": "sd1"})
+    assert encoded.body["shape"] == [1, 4, 8, 8]
+    decoded = forge.call("/vae-kit/v1/decode", {"latent": encoded.body["latent"], "vae": "a.safetensors"})
+    assert (decoded.body["height"], decoded.body["width"]) == (60, 60)
+    assert forge.txt2img() == own
+
+
+def test_a_client_library_drives_it(forge, own):
+    """webuiapi, as scripts use it; skipped where it is not installed."""
+    client_library = pytest.importorskip("webuiapi")
+    host, port = forge.url.removeprefix("http://").split(":")
+    client = client_library.WebUIApi(host=host, port=int(port))
+    small = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "seed": 1, "sampler_name": "Euler"}
+    client.set_options({"sd_vae": "a.safetensors"})
+    assert "VAE: a.safetensors" in client.txt2img(**small).info["infotexts"][0]
+    once = client.txt2img(**small, override_settings={"sd_vae": "b.safetensors"})
+    assert "VAE: b.safetensors" in once.info["infotexts"][0]
+    assert "sub/b.safetensors" in {item["model_name"] for item in client.get_sd_vae()}
 
 
 # -- speed ------------------------------------------------------------------------------------------------------------
