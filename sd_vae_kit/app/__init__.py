@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -55,13 +57,15 @@ def run(options: argparse.Namespace) -> None:
             "Start without it; the VAE inside a checkpoint can be used by putting the file into models/VAE."
         )
     prepare_environment()
+    if options.port:
+        refuse_taken_port(address_of(options), options.port)
     folders = folders_of(options)
     folders.make()
     with temporary_folder() as temporary:
         os.environ["GRADIO_TEMP_DIR"] = str(temporary / "gradio")
         program = build_program(folders, temporary / "gradio" / "shown", options.vae_path)
         page, looks = build_page(program, options.theme)
-        serve(page, looks, options)
+        serve(program, page, looks, options)
 
 
 def prepare_environment() -> None:
@@ -69,6 +73,21 @@ def prepare_environment() -> None:
     os.environ.update(OFFLINE)
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name, ""), "127.0.0.1,localhost")))
+
+
+def address_of(options: argparse.Namespace) -> str:
+    return "0.0.0.0" if options.listen else "127.0.0.1"
+
+
+def refuse_taken_port(address: str, port: int) -> None:
+    """Raise `OptionError` if `port` is taken: at once, not after everything has been loaded."""
+    with socket.socket() as probe:
+        if os.name != "nt":  # where it would allow a port that is in use
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except (OSError, OverflowError) as error:
+            raise OptionError(f"Port {port} cannot be used ({error}); choose another --port.") from error
 
 
 def folders_of(options: argparse.Namespace) -> Folders:
@@ -112,17 +131,18 @@ def build_page(program: StandaloneProgram, theme: str) -> tuple[gr.Blocks, dict[
     return page.build_page(program, css, head, program.catalogue), gradio_compat.launch_options(css, head)
 
 
-def serve(page: gr.Blocks, looks: dict[str, object], options: argparse.Namespace) -> None:
-    """Answer requests until the process is stopped.
+def serve(program: StandaloneProgram, page: gr.Blocks, looks: dict[str, object], options: argparse.Namespace) -> None:
+    """Answer requests for pages and for the HTTP API until the process is stopped.
 
     Raises:
         OptionError: The port is taken.
     """
-    address = "0.0.0.0" if options.listen else "127.0.0.1"
+    from sd_vae_kit.api import make_router
+
     page.queue()
     try:
-        _, url, _ = page.launch(
-            server_name=address,
+        server, url, _ = page.launch(
+            server_name=address_of(options),
             server_port=options.port,
             inbrowser=not options.no_browser,
             prevent_thread_lock=True,
@@ -131,6 +151,7 @@ def serve(page: gr.Blocks, looks: dict[str, object], options: argparse.Namespace
     except OSError as error:
         port = f"Port {options.port}" if options.port else f"Every port from {DEFAULT_PORT} on"
         raise OptionError(f"{port} is taken by another program; choose another --port.") from error
+    server.include_router(make_router(program.api))
     sys.stdout.write(f"VAE Kit is at {url} (Ctrl+C stops it)\n")
     sys.stdout.flush()
     page.block_thread()
@@ -138,7 +159,9 @@ def serve(page: gr.Blocks, looks: dict[str, object], options: argparse.Namespace
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A private folder for what the page shows, removed at the end."""
+    """A private folder for what the page shows, removed at the end, also when the process is asked to stop."""
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     path = Path(tempfile.mkdtemp(prefix="vae-kit-"))
     try:
         yield path

@@ -8,6 +8,7 @@ from pathlib import Path
 from sd_vae_kit import infotext, pictures
 from sd_vae_kit.adapters.demo_model import NAME
 from sd_vae_kit.adapters.standalone import OWN_VAE, Folders, StandaloneHost
+from sd_vae_kit.adapters.standalone_api import StandaloneApi
 from sd_vae_kit.app import paste, vae_facts
 from sd_vae_kit.app.catalogue_service import CatalogueService
 from sd_vae_kit.app.job_runner import JobRunner
@@ -56,6 +57,11 @@ class StandaloneProgram:
         host.describe_live = self._describe_live
         for warning in store.warnings:
             host.notify(warning, "warning")
+
+    @property
+    def api(self) -> StandaloneApi:
+        """What the HTTP API asks."""
+        return StandaloneApi(self._host, self._library, self._swapper)
 
     @property
     def folders(self) -> Folders:

@@ -1,0 +1,43 @@
+"""What the HTTP API asks of the stand-alone program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from sd_vae_kit.adapters.standalone import OWN_VAE, StandaloneHost, device
+from sd_vae_kit.core.latent_format import family_label
+from sd_vae_kit.features.swap import Swapper
+from sd_vae_kit.library import Library
+
+
+@dataclass(frozen=True)
+class StandaloneApi:
+    """Implements `api.ApiBackend`."""
+
+    host: StandaloneHost
+    library: Library
+    swapper: Swapper
+
+    def api_status(self) -> dict[str, object]:
+        """Which VAE is live and why."""
+        active = self.swapper.active
+        live = active.decision.entry or self.library.entry_at(self.host.folders.demo / OWN_VAE)
+        return {
+            "host": self.host.name,
+            "checkpoint": self.host.checkpoint.name,
+            "vae": active.name,
+            "family": family_label(live.family),
+            "reason": active.decision.reason,
+            "sha256": self.library.sha256(live),
+            "precision": "fp32",  # `StandaloneHost` runs every VAE so
+            "warnings": list(active.warnings),
+        }
+
+    @contextmanager
+    def computing(self) -> Iterator[torch.device]:
+        """Where the API computes; the files it names are read apart from the live VAE, so nothing waits for it."""
+        yield device()
