@@ -139,7 +139,7 @@ def test_the_panel_is_in_both_tabs(page):
 def test_the_settings_page_has_every_setting(page):
     page.locator("#tabs > .tab-nav button", has_text="Settings").click()
     page.locator("#settings > .tab-nav button", has_text=re.compile("^VAE Kit")).click()
-    for label in ("Load VAEs safely and fast", "Write the right VAE hash", "A VAE of another family"):
+    for label in ("Load VAEs safely and fast", "Write the right VAE hash", "Look the file's hash up"):
         expect(page.get_by_label(label).first).to_be_visible()
     page.evaluate("window.scrollTo(0, 0)")
     save(page, "settings")

@@ -96,7 +96,7 @@ def test_pasted_parameters_choose_sd_vae_for_the_next_jobs_and_no_module(page, w
 def test_the_settings_page_has_every_setting(page):
     tab(page, "#tabs", "Settings")
     tab(page, "#settings", "VAE Kit")
-    for label in ("Load VAEs safely and fast", "Write the right VAE hash", "A VAE of another family"):
+    for label in ("Load VAEs safely and fast", "Write the right VAE hash", "Look the file's hash up"):
         expect(page.get_by_label(label).first).to_be_visible()
     expect(page.get_by_label("Automatic takes only a VAE")).to_have_count(0)
     save(page, "settings")
