@@ -332,7 +332,14 @@ def test_every_check_runs_and_the_first_failure_decides(copy: Copy) -> None:
 def test_ctrl_c_while_pip_runs_ends_without_a_traceback(copy: Copy) -> None:
     copy.let_pip("wait")
     command = [sys.executable, str(copy.root / "launch.py")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a shell's background job ignores Ctrl-C, and so would everything started by these tests
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         for _ in range(200):
             if copy.pip_calls():
                 break

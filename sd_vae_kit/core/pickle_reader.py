@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import pickletools
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Protocol, cast
@@ -454,15 +455,21 @@ def interpret(source: Source, storages: dict[str, Storage] | None = None) -> obj
     """
     machine = _Machine({} if storages is None else storages)
     try:
-        for opcode, arg, _position in pickletools.genops(cast(IO[bytes], source)):
-            if opcode.name == "STOP":
-                return machine.pop()
-            step = _STEPS.get(opcode.name)
-            if step is None:  # extension registry, out-of-band buffers: no checkpoint has them
-                raise NotAPickleError(f"it uses the operation {opcode.name}")
-            step(machine, arg)
+        with warnings.catch_warnings():  # Python warns of odd escapes in a damaged pickle's text
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return _run(machine, source)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, AttributeError) as error:
         raise NotAPickleError(str(error) or type(error).__name__) from error
+
+
+def _run(machine: _Machine, source: Source) -> object:
+    for opcode, arg, _position in pickletools.genops(cast(IO[bytes], source)):
+        if opcode.name == "STOP":
+            return machine.pop()
+        step = _STEPS.get(opcode.name)
+        if step is None:  # extension registry, out-of-band buffers: no checkpoint has them
+            raise NotAPickleError(f"it uses the operation {opcode.name}")
+        step(machine, arg)
     raise NotAPickleError("it has no end")
 
 

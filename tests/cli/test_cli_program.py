@@ -77,6 +77,8 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background job ignores Ctrl-C, and so would everything started by these tests
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout.readline() == "waiting\n"
         time.sleep(0.1)

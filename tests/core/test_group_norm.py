@@ -61,9 +61,12 @@ def test_bands_of_any_height_give_torchs_group_norm(height, width, cuts, channel
     nn.init.normal_(norm.weight, generator=generator)
     nn.init.normal_(norm.bias, generator=generator)
     with torch.no_grad():
-        expected = norm(x.double().float())
         actual = scale_and_shift(norm, gathered(x, [c for c in cuts if c < height]), CPU, torch.float32)(x)
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
+        expected = norm.double()(x.double())
+    groups = x.double().reshape(4, -1)
+    # a group of nearly equal values: what fp32 can tell of x is magnified as much as their difference is
+    condition = float((groups.abs().amax(1) / groups.std(1, unbiased=False).clamp_min(1e-9)).max())
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=2e-6 * max(condition, 10.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
