@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sd_vae_kit.core.program import AttentionStep, Conv, Program, Step
 from sd_vae_kit.core.streaming import (
+    HEAP_CHURN,
     BandGuard,
     Event,
     Handling,
@@ -29,6 +30,7 @@ from sd_vae_kit.core.streaming import (
     Plan,
     RunStats,
     all_values,
+    bytes_per_row,
     chain,
     is_subpixel,
     make_schedule,
@@ -42,9 +44,9 @@ Mode = Literal["auto", "always", "never"]
 MB = 1 << 20
 
 MARGIN = 0.9  # of the free memory: the model is within 15 %, and other programs breathe
-BAND_BYTES = {"cpu": 32 * MB}  # about the last-level cache; measured between 2 and 64 MB
+BAND_BYTES = {"cpu": 16 * MB}  # as fast as 32 and 64, measured; 4 is slower by a tenth
 BAND_BYTES_DEVICE = 256 * MB  # enough work per kernel launch
-LEAN_BAND_BYTES = {"cpu": 12 * MB}
+LEAN_BAND_BYTES = {"cpu": 8 * MB}
 LEAN_BAND_BYTES_DEVICE = 64 * MB
 LEAN_EXTRA = 0.4  # extra arithmetic that `stream-lean` may spend unless told otherwise
 PROXY_PIXELS = 512 * 512  # lean plans are searched on a picture of at most this size
@@ -105,6 +107,9 @@ class _Model:
                 alive[event.value] = self.bytes_of(event.value)
                 if len(event.bands) == 1:
                     temporary -= self.bytes_of(event.value)  # the band itself is kept
+            if len(event.bands) > 1 and self.plan.device.type == "cpu":
+                # freed but not yet returned: see streaming._return_freed_memory; about a third of what may pile up
+                temporary += min(HEAP_CHURN, self._churn(event)) // 3
             resident = sum(alive.values())
             if self.plan.on_host and self.plan.device.type != "cpu":
                 host, resident = max(host, resident), 0
@@ -114,6 +119,11 @@ class _Model:
             for value in event.frees:
                 alive.pop(value, None)
         return Cost(result + device, host, macs * batch, bands * batch)
+
+    def _churn(self, event: Event) -> int:
+        """Bytes of temporaries that a pass takes and frees."""
+        per_row = bytes_per_row(self.program, self.stored, self.shapes, event.value, self.plan.dtype)
+        return per_row * self.shapes[event.value][1] if per_row * event.bands[0][1] > MB else 0
 
     def _event(self, event: Event) -> tuple[int, float]:
         """(temporary bytes, multiplications) of a pass."""

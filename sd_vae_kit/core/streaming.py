@@ -35,6 +35,8 @@ Handling = Literal["plain", "edge", "circular"]
 Rows = Callable[[int, int], Tensor]
 OnStep = Callable[[int, int], bool]
 
+HEAP_CHURN = 256 << 20  # bytes of temporaries on the CPU after which freed memory is returned in the middle of a pass
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -513,6 +515,9 @@ class _Stream:
     def _sweep(self, step: Step, event: Event, result: Tensor | None) -> None:
         """Compute a value in bands; store it or only take its statistics."""
         target = _Target(self, event, result)
+        stored = all_values(self.program) if self.plan.stored is None else self.plan.stored
+        per_row = bytes_per_row(self.program, stored, self.shapes, event.value, self.plan.dtype)
+        churned = 0
         for i, (top, bottom) in enumerate(event.bands):
             if self.link is not None:
                 self.link.next_band()
@@ -524,6 +529,10 @@ class _Stream:
             if event.is_stored:
                 target.commit(top, bottom, band)
             del band
+            churned += per_row * (bottom - top)
+            if self.plan.device.type == "cpu" and churned >= HEAP_CHURN:
+                _return_freed_memory()
+                churned = 0
             self.progress.band_done()
 
     def _prefetch(self, value: int, top: int, bottom: int) -> None:
@@ -691,10 +700,10 @@ _TRIM = _malloc_trim()
 
 
 def _return_freed_memory() -> None:
-    """Give freed blocks back to the system between passes.
+    """Give freed blocks back to the system, between passes and now and then in long ones.
 
-    glibc keeps blocks of up to 32 MB for reuse, and passes want other sizes: without this the process grows to twice
-    the activations that are alive.
+    glibc keeps blocks of up to 32 MB for reuse, but passes want other sizes, and an aligned block rarely fits into the
+    hole of one of its own size: without this the process grows to twice the activations that are alive.
     """
     if _TRIM is not None:
         _TRIM(0)
