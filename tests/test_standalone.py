@@ -1,11 +1,10 @@
 """Jobs of the stand-alone app, with its demo model and demo VAEs; and the program behind its pages."""
 
-import os
 import shutil
+import socket
 import threading
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from sd_vae_kit.errors import OptionError, PictureError, VaeKitError, VaeMismatc
 from sd_vae_kit.features.job import Img2Img, Txt2Img
 from sd_vae_kit.settings import NONE, SettingsStore
 
-DEMO = Path(os.environ.get("VAE_KIT_TEST_DEMO", ROOT / "sd_vae_kit" / "demo"))
+DEMO = ROOT / "sd_vae_kit" / "demo"
 VIVID = "demo_vivid.safetensors"
 SIDE = 128
 JOB = Txt2Img(prompt="cat", steps=8, seed=5, width=SIDE, height=SIDE)
@@ -466,3 +465,14 @@ def test_what_is_not_there_is_refused_in_one_line(capsys, tmp_path, option):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "missing" in error
+
+
+def test_a_taken_port_is_refused_at_once_in_one_line(capsys, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert app.main(["--data-dir", str(tmp_path), "--port", str(taken.getsockname()[1])]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "choose another --port" in error
+    assert list(tmp_path.iterdir()) == []

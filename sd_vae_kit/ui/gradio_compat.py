@@ -76,6 +76,7 @@ def listen(
     busy: bool = False,
     js: str | None = None,
     lane: str | None = None,
+    latest: bool = False,
 ) -> None:
     """Attach a handler to a component's event, hidden from the HTTP API.
 
@@ -87,11 +88,13 @@ def listen(
         busy: Whether gradio may show its own waiting animation over the outputs.
         js: Runs in the browser before the handler.
         lane: Handlers in one lane wait for each other; None lets any number run at once.
+        latest: Whether an event that comes while the handler runs is answered afterwards; else it is ignored.
     """
     options: dict[str, object] = {
         "show_progress": "minimal" if busy else "hidden",
         "js": js,
         "_js": js,
+        "trigger_mode": "always_last" if latest else None,
         "concurrency_limit": 1 if lane else None,
         "concurrency_id": lane,
         "show_api": False,

@@ -26,7 +26,7 @@ def build_page(program: Program, css: str = "", head: str = "", catalogue: Catal
             for name in (element_ids.TXT2IMG, element_ids.IMG2IMG):
                 with gr.Tab(name, id=name):
                     tabs[name] = build_generation_tab(program, bar, name)
-            with gr.Tab("VAE", id=element_ids.VAE):
+            with gr.Tab("VAE", id=element_ids.VAE) as vae_page:
                 vae_outputs = vae_tab.build_vae_tab(program, bar)
                 if catalogue is not None:
                     catalogue_tab.build_catalogue(catalogue, program, bar, page, vae_outputs)
@@ -40,6 +40,9 @@ def build_page(program: Program, css: str = "", head: str = "", catalogue: Catal
         gradio_compat.listen(page, "load", lambda: top_bar.shown(program), (), bar.outputs)
         gradio_compat.listen(page, "load", lambda: settings_tab.shown(program), (), settings.outputs)
         gradio_compat.listen(page, "load", lambda: vae_tab.shown(program), (), vae_outputs)
+        # files may have come or gone since the page was loaded: the top bar's refresh looks for them
+        shown_again = [vae_outputs[0]]
+        gradio_compat.listen(vae_page, "select", lambda name: vae_tab.shown(program, name), shown_again, vae_outputs)
         for parts in tabs.values():
             _connect_load(program, page, parts)
     return page

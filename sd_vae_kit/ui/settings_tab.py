@@ -120,11 +120,13 @@ def _save_changes(program: Program, bar: TopBarView, spec: Spec, control: gr.com
     """Save the setting when its widget changes; a value that does not fit is put back."""
 
     def save(value: object) -> list[object]:
-        if value == program.values()[spec.key]:  # the page was filled, nobody changed anything
+        if value == program.values()[spec.key]:  # a field was left as it was
             return [gradio_compat.update() for _ in (control, *bar.outputs)]
         updates = top_bar.attempt(program, lambda: program.change({spec.key: value}))
         kept = program.values()[spec.key]
         return [gradio_compat.update() if kept == value else gradio_compat.update(value=kept), *updates]
 
-    for event in ("blur", "submit") if spec.control == "text" else ("change",):
-        gradio_compat.listen(control, event, save, [control], [control, *bar.outputs], lane="choose")
+    # never "change": it also tells of values the server has just put in, and two of them on their way at once would
+    # set each other for ever
+    for event in ("blur", "submit") if spec.control == "text" else ("input",):
+        gradio_compat.listen(control, event, save, [control], [control, *bar.outputs], lane="choose", latest=True)

@@ -48,8 +48,8 @@ def build_top_bar(program: Program) -> TopBarView:
     def choose_vae(name: str) -> list[object]:
         return attempt(program, lambda: program.choose_vae(name))
 
-    gradio_compat.listen(checkpoint, "input", choose_checkpoint, [checkpoint], view.outputs, lane="choose")
-    gradio_compat.listen(vae, "input", choose_vae, [vae], view.outputs, lane="choose")
+    gradio_compat.listen(checkpoint, "input", choose_checkpoint, [checkpoint], view.outputs, lane="choose", latest=True)
+    gradio_compat.listen(vae, "input", choose_vae, [vae], view.outputs, lane="choose", latest=True)
     for button in (checkpoint_refresh, vae_refresh):
         gradio_compat.listen(button, "click", lambda: attempt(program, program.refresh), (), view.outputs)
     return view

@@ -1,7 +1,6 @@
 """The stand-alone app in a process of its own and a Chromium page on it, for the tests in this folder."""
 
 import io
-import os
 import shutil
 import socket
 import subprocess
@@ -17,11 +16,6 @@ from conftest import ROOT
 from PIL import Image
 
 START = "import sys; from sd_vae_kit.app import main; sys.exit(main(sys.argv[1:]))"
-if os.environ.get("VAE_KIT_TEST_DEMO"):
-    START = (
-        "import dataclasses, os, pathlib; import sd_vae_kit.app as a; real = a.folders_of; "
-        "a.folders_of = lambda o: dataclasses.replace(real(o), demo=pathlib.Path(os.environ['VAE_KIT_TEST_DEMO'])); "
-    ) + START
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -32,7 +26,7 @@ CHROMIUM_FLAGS = [
     "--no-first-run",
 ]
 READY_SECONDS = 120
-WAIT_MS = 180_000  # a job on two busy cores
+WAIT_MS = 120_000  # a job on two busy cores
 
 
 def find_chromium():
@@ -74,6 +68,7 @@ class App:
         page.on("console", lambda message: self._note("console", message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self._note("page error", str(error)))
         self._open_events: list[object] = []
+        self._sent: list[str] = []
         page.on("request", self._check_request)
         for ending in ("requestfinished", "requestfailed"):
             page.on(ending, self._forget_request)
@@ -86,11 +81,18 @@ class App:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until every event has been answered, those that follow from answers too."""
-        quiet = 0
-        while quiet < 5:
+        """Wait until every event has been answered, those that follow from answers too.
+
+        An answer comes through a stream that gradio closes when there is nothing more to say; when it has opened two at
+        once it forgets one of them, so three seconds without a new event are enough as well.
+        """
+        quiet, deadline = 0, time.monotonic() + WAIT_MS / 1000
+        while quiet < (30 if self._open_events else 5):
+            assert time.monotonic() < deadline, f"events never end; the last ones were {self._sent[-12:]}"
+            before = len(self._sent)
             self.page.wait_for_timeout(100)
-            quiet = 0 if self._open_events else quiet + 1
+            posting = any(request.method == "POST" for request in self._open_events)
+            quiet = 0 if posting or len(self._sent) > before else quiet + 1
 
     def tab(self, name: str, *, settle: bool = True) -> None:
         """Open a tab; what it shows is put in only then."""
@@ -123,9 +125,24 @@ class App:
             self.type(f"vae_kit_{tab}_{name}", value)
 
     def generate(self, tab: str) -> np.ndarray:
-        """Press Generate, wait for the end, return the picture."""
-        self.start(tab)
-        return self.finished(tab)
+        """Press Generate, wait for the new picture, return it."""
+        gallery = f"#vae_kit_{tab}_gallery img"
+        before = [image.get_attribute("src") for image in self.page.locator(gallery).all()]
+        self.page.click(f"#vae_kit_{tab}_generate")
+        self.page.wait_for_function(
+            """([gallery, live, before]) => {
+                const source = document.querySelector(gallery)?.getAttribute("src");
+                return source && !before.includes(source) && !document.querySelector(live);
+            }""",
+            arg=[gallery, f"#vae_kit_{tab}_live .vk-live", before],
+            timeout=WAIT_MS,
+        )
+        self.settle()
+        return self.picture(tab)
+
+    def lines(self, element_id: str) -> list[str]:
+        """The messages shown there."""
+        return self.page.locator(f"#{element_id} .vk-status > div").all_inner_texts()
 
     def start(self, tab: str) -> None:
         self.page.click(f"#vae_kit_{tab}_generate")
@@ -153,6 +170,7 @@ class App:
             self._note("request to the outside", request.url)
         if "/queue/" in request.url:
             self._open_events.append(request)
+            self._sent.append(request.post_data or request.url)
 
     def _forget_request(self, request) -> None:
         if request in self._open_events:

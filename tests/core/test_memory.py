@@ -326,7 +326,7 @@ def test_the_ladder_goes_down():
     program, shape = decoder_program(small_vae(CONFIG)), (1, 4, 128, 128)
     peaks = [predict(program, plan, shape).peak_bytes for plan in ladder(program, shape, torch.float32, CPU, 0)]
     assert peaks == sorted(peaks, reverse=True)
-    assert peaks[-1] < 0.5 * peaks[0]
+    assert peaks[-1] < 0.6 * peaks[0]
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
