@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import threading
 
 import pytest
 from installation import A1111, SMALL, WebUi, made_from, picture, start, wait_until
@@ -257,6 +258,21 @@ def test_a_job_that_fails_gives_the_setting_back(webui):
     assert answer.status == 500
     assert "Traceback" in webui.log[before:]
     webui.checked = len(webui.log)  # the host's own traceback, wanted here
+    assert webui.status()["vae"] == "other.safetensors"
+    assert webui.txt2img() == expected
+
+
+def test_an_interrupted_job_gives_its_vae_back(webui):
+    webui.set(sd_vae="other.safetensors")
+    expected = webui.txt2img()
+    answers = []
+    slow = {"steps": 150, "width": 256, "height": 256, "alwayson_scripts": job("plain.safetensors")}
+    running = threading.Thread(target=lambda: answers.append(webui.try_txt2img(**slow)))
+    running.start()
+    wait_until(lambda: webui.status()["vae"] == "plain.safetensors", 60, webui)
+    webui.call("/sdapi/v1/interrupt", {})
+    running.join()
+    assert answers[0].status == 200
     assert webui.status()["vae"] == "other.safetensors"
     assert webui.txt2img() == expected
 
