@@ -115,6 +115,8 @@ class App:
         field.blur()
 
     def text(self, element_id: str) -> str:
+        """What is shown there once nothing is on its way (until then gradio may add a clock of its own)."""
+        self.settle()
         return self.page.locator(f"#{element_id}").inner_text()
 
     def value(self, element_id: str) -> str:
