@@ -26,7 +26,7 @@ import torch
 
 from bench.report import Row, write_report
 from bench.variants import FLOOR, ORDINARY, STREAMED, VARIANTS, Subject, clocks, floor_times, plan_for, runner, subject
-from sd_vae_kit.core import memory
+from sd_vae_kit.core.cost import MB, predict
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -151,8 +151,8 @@ def measure_peak(name: str, part: str, pixels: str, dtype: str) -> dict[str, flo
     run()
     answer = {"peak_mb": (status("VmHWM") - before) / 1024}
     if name in STREAMED:
-        cost = memory.predict(it.program, plan_for(name, it), it.x.shape)
-        answer["predicted_mb"] = cost.peak_bytes / memory.MB
+        cost = predict(it.program, plan_for(name, it), it.x.shape)
+        answer["predicted_mb"] = cost.peak_bytes / MB
     return answer
 
 

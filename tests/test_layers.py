@@ -135,6 +135,19 @@ def test_the_table_has_no_cycle():
             assert layer not in below, f"{layer} reaches itself"
 
 
+def test_the_modules_of_core_have_no_cycle_among_them():
+    files = {f"{PACKAGE}.core.{path.stem}": path for path in MODULES if layer_of(path) == "core"}
+    assert len(files) > 20
+    waiting = {}
+    for name, path in files.items():
+        imported = {target for target, _ in imported_names(ast.parse(path.read_text("utf-8")))}
+        waiting[name] = imported & files.keys()
+    while waiting:
+        ready = {name for name, below in waiting.items() if not below & waiting.keys()}
+        assert ready, f"a cycle among {sorted(waiting)}"
+        waiting = {name: below for name, below in waiting.items() if name not in ready}
+
+
 def test_only_host_layers_may_import_a_host_and_only_ui_layers_gradio():
     third_party = {layer: packages for layer, (_, packages) in MAY_IMPORT.items()}
     assert {layer for layer, packages in third_party.items() if packages & HOST} == {"adapters", "webui"}

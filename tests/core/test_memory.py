@@ -9,22 +9,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from vae_zoo import picture, small_vae
 
-from sd_vae_kit.core import memory, streaming
+from sd_vae_kit.core import ladder as ladder_module
+from sd_vae_kit.core import streaming
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
-from sd_vae_kit.core.memory import (
-    MB,
-    choose_plan,
-    free_memory,
-    free_ram,
-    is_out_of_memory,
-    ladder,
-    lean_plan,
-    predict,
-    run_with_ladder,
-    stream_plan,
-    whole_plan,
-)
+from sd_vae_kit.core.cost import MB, predict
+from sd_vae_kit.core.free_memory import free_memory, free_ram
+from sd_vae_kit.core.ladder import is_out_of_memory, run_with_ladder
+from sd_vae_kit.core.memory import choose_plan, ladder, lean_plan, stream_plan, whole_plan
 from sd_vae_kit.core.program import decoder_program, encoder_program
+from sd_vae_kit.core.schedule import all_values
 from sd_vae_kit.core.streaming import Plan, RunStats, run_streamed
 from sd_vae_kit.errors import Interrupted, PlanError
 
@@ -111,7 +104,7 @@ def test_lean_plans_spend_no_more_arithmetic_than_they_may_and_stop_when_it_fits
     assert costs[0].peak_bytes > costs[1].peak_bytes >= costs[2].peak_bytes
     assert costs[1].macs <= 1.5 * plain.macs
     roomy = lean_plan(program, shape, CPU, torch.float32, budget_bytes=plain.peak_bytes, band_bytes=MB)
-    assert roomy.stored == streaming.all_values(program)
+    assert roomy.stored == all_values(program)
 
 
 @pytest.mark.parametrize("part", ["decoder", "encoder"])
@@ -276,14 +269,14 @@ def test_nothing_refers_to_the_failed_tensors_when_the_next_plan_starts(monkeypa
     program, z = decoder_program(small_vae(CONFIG)), picture(4, 32, 24)
     guard = FailingGuard([RuntimeError("CUDA out of memory")])
     left = []
-    original = memory.release_cached
+    original = ladder_module.release_cached
 
     def release(device):
         # before any garbage collection: reference counting alone must have freed them
         left.append(sum(ref() is not None for ref in guard.watched))
         original(device)
 
-    monkeypatch.setattr(memory, "release_cached", release)
+    monkeypatch.setattr(ladder_module, "release_cached", release)
     gc.collect()
     gc.disable()
     try:
@@ -332,7 +325,7 @@ def test_the_ladder_goes_down():
 @pytest.mark.parametrize("is_remote", [False, True])
 def test_stream_host_is_exact_on_the_cpu_too(is_remote, monkeypatch):
     # True runs the bookkeeping of the link to a device, with the CPU as the device
-    monkeypatch.setattr(streaming, "_is_remote", lambda plan: is_remote)
+    monkeypatch.setattr(streaming, "is_remote", lambda plan: is_remote)
     vae = small_vae()
     program, z = decoder_program(vae), picture(4, 16, 12)
     plan = Plan("stream-host", CPU, torch.float32, None, 12_000, on_host=True)

@@ -6,7 +6,8 @@ from torch import nn
 from vae_zoo import SMALL, LdmDecoder, LdmVae, liven, picture, small_vae
 
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
-from sd_vae_kit.core.program import AttentionStep, Step, decoder_program, encoder_program, is_pointwise
+from sd_vae_kit.core.builder import is_pointwise
+from sd_vae_kit.core.program import AttentionStep, Step, decoder_program, encoder_program
 from sd_vae_kit.core.streaming import Plan, RunStats, run_streamed
 from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.errors import UnsupportedVaeError

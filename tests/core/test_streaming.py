@@ -22,15 +22,8 @@ from vae_zoo import (
 from sd_vae_kit.core import streaming
 from sd_vae_kit.core.autoencoder import NetConfig
 from sd_vae_kit.core.program import decoder_program, encoder_program
-from sd_vae_kit.core.streaming import (
-    Plan,
-    RunStats,
-    all_values,
-    make_schedule,
-    must_be_stored,
-    run_streamed,
-    split_rows,
-)
+from sd_vae_kit.core.schedule import all_values, make_schedule, must_be_stored, split_rows
+from sd_vae_kit.core.streaming import Plan, RunStats, run_streamed
 from sd_vae_kit.errors import Interrupted, PlanError
 
 CPU = torch.device("cpu")

@@ -1,0 +1,133 @@
+"""What to do when memory was not enough: release everything, then go on with a smaller plan."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sd_vae_kit.core.cost import predict
+from sd_vae_kit.core.memory import LEAN_EXTRA, ladder, lean_plan
+from sd_vae_kit.core.plan import BandGuard, OnStep, Plan, RunStats
+from sd_vae_kit.core.steps import Program
+from sd_vae_kit.core.streaming import run_streamed
+from sd_vae_kit.errors import PlanError
+
+OUT_OF_MEMORY_TEXTS = (
+    "out of memory",  # CUDA, HIP, MPS
+    "std::bad_alloc",
+    "can't allocate memory",  # torch's CPU allocator on Linux
+    "not enough memory",  # the same on Windows; DirectML
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "out_of_device_memory",  # XPU: UR_RESULT_ERROR_..., ZE_RESULT_ERROR_...
+    "out_of_host_memory",
+    "out_of_resources",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    kinds: list[type[BaseException]] = [MemoryError, torch.cuda.OutOfMemoryError]
+    if hasattr(torch, "OutOfMemoryError"):  # torch 2.5
+        kinds.append(torch.OutOfMemoryError)
+    if isinstance(error, tuple(kinds)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY_TEXTS)
+
+
+@dataclass(frozen=True)
+class LadderResult:
+    """What `run_with_ladder` did.
+
+    Attributes:
+        result: As `run_streamed` returns it.
+        plan: The plan that worked.
+        failures: One line for each plan that did not, in order; shown to the user.
+    """
+
+    result: Tensor
+    plan: Plan
+    failures: tuple[str, ...]
+
+
+def run_with_ladder(
+    program: Program,
+    x: Tensor,
+    plan: Plan,
+    *,
+    on_step: OnStep | None = None,
+    stats: RunStats | None = None,
+    guard: BandGuard | None = None,
+    make_room: Callable[[int], bool] | None = None,
+) -> LadderResult:
+    """Run a plan; where memory runs out, release everything and go on with a smaller one.
+
+    Args:
+        program, x, on_step, stats, guard: As for `run_streamed`; progress starts anew with each plan.
+        plan: The first to try.
+        make_room: Asked once for the bytes that the failed plan was predicted to take; frees other models and says
+            whether it freed anything.  If so, the same plan is tried again.
+
+    Raises:
+        PlanError: Memory ran out with every plan; the message lists them.
+        Interrupted: `on_step` returned False.
+    """
+    failures: list[str] = []
+    waiting = [plan]
+    asked = False
+    while waiting:
+        current = waiting.pop(0)
+        outcome = _attempt(program, x, current, on_step, stats, guard)
+        if isinstance(outcome, Tensor):
+            return LadderResult(outcome, current, tuple(failures))
+        # here, outside of any except block, nothing refers to the failed run's tensors any more
+        release_cached(current.device)
+        failures.append(f"{current.kind} ran out of memory ({outcome})")
+        needed = predict(program, current, x.shape).peak_bytes
+        if make_room is not None and not asked:
+            asked = True
+            if make_room(needed):
+                waiting = [current]
+                continue
+        waiting = waiting or _smaller_plans(program, x, current)
+        waiting = [p for p in waiting if predict(program, p, x.shape).peak_bytes < 0.95 * needed and p != current]
+    raise PlanError(
+        f"Not enough memory for a {program.name} input of {x.shape[2]}x{x.shape[3]} with any plan "
+        f"({'; '.join(failures)}); close other programs or use a smaller picture."
+    )
+
+
+def _smaller_plans(program: Program, x: Tensor, failed: Plan) -> list[Plan]:
+    """The ladder, and leaner versions of a plan whose bands were already smaller than the ladder's."""
+    plans = ladder(program, x.shape, failed.dtype, failed.device, 0)
+    if failed.band_bytes is not None:
+        for extra, share in ((LEAN_EXTRA, 2), (4.0, 8)):
+            bands = max(1, failed.band_bytes // share)
+            plans.append(lean_plan(program, x.shape, failed.device, failed.dtype, extra=extra, band_bytes=bands))
+    return plans
+
+
+def _attempt(
+    program: Program, x: Tensor, plan: Plan, on_step: OnStep | None, stats: RunStats | None, guard: BandGuard | None
+) -> Tensor | str:
+    """The result, or the first line of the out-of-memory error: the exception itself would keep its frames' tensors."""
+    try:
+        return run_streamed(program, x, plan, on_step=on_step, stats=stats, guard=guard)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def release_cached(device: torch.device) -> None:
+    """Return what torch's allocator keeps for reuse."""
+    gc.collect()
+    module: Any = getattr(torch, device.type, None)
+    if device.type != "cpu" and hasattr(module, "empty_cache"):
+        module.empty_cache()

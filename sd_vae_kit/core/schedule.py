@@ -1,0 +1,239 @@
+"""Which rows are needed, in which bands and for how long: the geometry of a run, without tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sd_vae_kit.core.plan import Plan
+from sd_vae_kit.core.steps import AttentionStep, Conv, Program
+from sd_vae_kit.errors import PlanError
+
+Handling = Literal["plain", "edge", "circular"]
+"""How a convolution's edges behave: see `edges`."""
+
+
+def input_range(conv: Conv, top: int, bottom: int) -> tuple[int, int]:
+    """Rows of the module's input that output rows [top, bottom) see; may reach outside of the picture."""
+    stride, pad = conv.stride[0], conv.padding[0]
+    return top * stride - pad, (bottom - 1) * stride - pad + conv.reach[0]
+
+
+def source_range(conv: Conv, height: int, top: int, bottom: int, handling: Handling) -> tuple[int, int]:
+    """Rows of the stored activation, `height` rows high, that output rows [top, bottom) are made of."""
+    tall = conv.input_size((height, 1))[0]
+    first, last = rows_fetched(conv, tall, top, bottom, handling)
+    if first < 0 or last > tall:
+        return 0, height  # circular: the opposite edge is needed too
+    if conv.resize == "up":
+        return first // 2, (last + 1) // 2
+    return first, min(last, height)
+
+
+def rows_fetched(conv: Conv, tall: int, top: int, bottom: int, handling: Handling) -> tuple[int, int]:
+    """Rows of the module's input that are handed to it for output rows [top, bottom)."""
+    first, last = input_range(conv, top, bottom)
+    if handling == "plain":
+        return max(first, 0), min(last, tall)
+    stride = conv.stride[0]
+    first = first // stride * stride  # the module's own stride starts at the first row it is given
+    return (first, last) if handling == "circular" else (max(first, 0), min(last, tall))
+
+
+def rows_needed(
+    program: Program, stored: frozenset[int], shapes: list[tuple[int, int, int]], handling: dict[nn.Module, Handling],
+    value: int, top: int, bottom: int,
+) -> dict[int, tuple[int, int]]:  # fmt: skip
+    """Rows of stored values that are read to compute rows [top, bottom) of `value`."""
+    needed: dict[int, tuple[int, int]] = {}
+
+    def read(source: int, first: int, last: int) -> None:
+        if source == 0 or source in stored:
+            known = needed.get(source, (first, last))
+            needed[source] = (min(known[0], first), max(known[1], last))
+        else:
+            make(source, first, last)
+
+    def make(target: int, first: int, last: int) -> None:
+        step = program.steps[target - 1]
+        if isinstance(step, AttentionStep):
+            read(step.source, 0, shapes[step.source][1])
+            return
+        for source, conv in ((step.source, step.conv), (step.residual, step.shortcut)):
+            if source is not None and conv is not None:
+                read(source, *source_range(conv, shapes[source][1], first, last, handling[conv.module]))
+            elif source is not None:
+                read(source, first, last)
+
+    make(value, top, bottom)
+    return needed
+
+
+@dataclass(frozen=True)
+class Event:
+    """One pass over a value: it is computed in bands and stored, or only its statistics are taken.
+
+    Attributes:
+        value: Index of the value.
+        is_stored: False for a pass that only takes statistics.
+        bands: (top, bottom) of each, in rows of the value, from top to bottom.
+        over: The value that is overwritten, if any.
+        held: Rows at the end of a band that are written after the next band was computed.
+        needs_moments: Whether a norm reads this value.
+        frees: Values that nobody reads after this event.
+    """
+
+    value: int
+    is_stored: bool
+    bands: tuple[tuple[int, int], ...]
+    over: int | None
+    held: int
+    needs_moments: bool
+    frees: tuple[int, ...]
+
+
+def all_values(program: Program) -> frozenset[int]:
+    return frozenset(range(1, len(program.steps) + 1))
+
+
+def must_be_stored(program: Program) -> frozenset[int]:
+    """The result, and what attention reads and writes."""
+    attention = [(i + 1, step.source) for i, step in enumerate(program.steps) if isinstance(step, AttentionStep)]
+    return frozenset({len(program.steps), *(value for pair in attention for value in pair)} - {0})
+
+
+def make_schedule(
+    program: Program, plan: Plan, size: tuple[int, int], handling: dict[nn.Module, Handling] | None = None
+) -> list[Event]:
+    """The passes of a plan over an input of (height, width), in order, with their bands and lifetimes.
+
+    Args:
+        handling: How each convolution's edges behave; None plans for zero padding.
+
+    Raises:
+        PlanError: The plan leaves out a value that has to be stored.
+    """
+    stored = all_values(program) if plan.stored is None else plan.stored
+    missing = must_be_stored(program) - stored
+    if missing:
+        name = program.steps[min(missing) - 1].name
+        raise PlanError(f"The plan does not store {name}, which attention or the result needs.")
+    shapes = program.shapes(size)
+    modes = handling if handling is not None else plain_everywhere(program)
+    normed = {step.source for step in program.steps if step.norm is not None}
+    passes = _passes(program, stored, normed)
+    reads = [set(rows_needed(program, stored, shapes, modes, value, 0, shapes[value][1])) for value, _ in passes]
+    last_read = {source: i for i, sources in enumerate(reads) for source in sources}
+    events = []
+    for i, (value, is_stored) in enumerate(passes):
+        bands = split_rows(shapes[value][1], band_rows(program, plan, stored, shapes, value))
+        dying = sorted(source for source in reads[i] if last_read[source] == i and source != 0)
+        over, held = None, 0
+        if is_stored and value != len(program.steps):
+            same_size = [source for source in dying if shapes[source] == shapes[value]]
+            over, held = _overwritten(program, stored, shapes, modes, value, bands, same_size)
+        events.append(Event(value, is_stored, bands, over, held, value in normed, tuple(dying)))
+    return events
+
+
+def plain_everywhere(program: Program) -> dict[nn.Module, Handling]:
+    return {conv.module: "plain" for conv in convolutions(program)}
+
+
+def convolutions(program: Program) -> Iterator[Conv]:
+    for step in program.steps:
+        if isinstance(step, AttentionStep):
+            for module in (step.query, step.key, step.value, step.out):
+                if not step.linear:
+                    yield Conv(module, step.name, channels_in=getattr(module, "in_channels", 0))
+        else:
+            yield from (conv for conv in (step.conv, step.shortcut) if conv is not None)
+
+
+def _passes(program: Program, stored: frozenset[int], normed: set[int]) -> list[tuple[int, bool]]:
+    """(value, is_stored) of every pass: statistics of values that are not stored come before their first reader."""
+    passes: list[tuple[int, bool]] = []
+    known: set[int] = set()
+
+    def statistics(value: int) -> None:
+        """Take the statistics that computing `value` needs, of values that are not stored."""
+        step = program.steps[value - 1]
+        for source in step.reads:
+            if source != 0 and source not in stored:
+                statistics(source)
+                if source == step.source and step.norm is not None and source not in known:
+                    known.add(source)
+                    passes.append((source, False))
+
+    for value in sorted(stored):
+        statistics(value)
+        passes.append((value, True))
+    return passes
+
+
+def _overwritten(
+    program: Program, stored: frozenset[int], shapes: list[tuple[int, int, int]], modes: dict[nn.Module, Handling],
+    value: int, bands: tuple[tuple[int, int], ...], candidates: list[int],
+) -> tuple[int | None, int]:  # fmt: skip
+    """Which dying value of the same size can take the result, and how many rows have to wait for the next band."""
+    if not candidates:
+        return None, 0
+    if isinstance(program.steps[value - 1], AttentionStep):
+        return candidates[0], 0
+    held = dict.fromkeys(candidates, 0)
+    for top, bottom in {*bands[1:4], bands[-1]} - {bands[0]}:  # all others are shifted copies of these
+        needed = rows_needed(program, stored, shapes, modes, value, top, bottom)
+        for source in candidates:
+            held[source] = max(held[source], top - needed[source][0] if source in needed else 0)
+    best = min(candidates, key=lambda source: held[source])
+    # a circular picture needs its first rows until the end: nothing is gained by overwriting them late
+    return (best, held[best]) if held[best] <= max(8, bands[0][1]) else (None, 0)
+
+
+def band_rows(
+    program: Program, plan: Plan, stored: frozenset[int], shapes: list[tuple[int, int, int]], value: int
+) -> int:
+    """How high a band of `value` may be: the temporaries of the steps it runs through fit `plan.band_bytes`."""
+    height = shapes[value][1]
+    if plan.band_bytes is None:
+        return height
+    rows = plan.band_bytes // max(1, bytes_per_row(program, stored, shapes, value, plan.dtype))
+    # even, because nearest upsampling and stride 2 work on pairs of rows
+    return min(height, max(2, rows // 2 * 2))
+
+
+def bytes_per_row(
+    program: Program, stored: frozenset[int], shapes: list[tuple[int, int, int]], value: int, dtype: torch.dtype
+) -> int:
+    """Temporary bytes for each row of `value`: input and output of the largest step in its chain."""
+    height = shapes[value][1]
+    largest = 0
+    for member in chain(program, stored, value):
+        step = program.steps[member - 1]
+        taken = shapes[member][0] * shapes[member][1] * shapes[member][2]
+        taken += shapes[step.source][0] * shapes[step.source][1] * shapes[step.source][2]
+        largest = max(largest, taken)
+    return -(-largest * dtype.itemsize // height)
+
+
+def chain(program: Program, stored: frozenset[int], value: int) -> list[int]:
+    """`value` and the values that are computed on the way to it because they are not stored."""
+    members, waiting = set[int](), [value]
+    while waiting:
+        member = waiting.pop()
+        if member not in members:
+            members.add(member)
+            waiting += [v for v in program.steps[member - 1].reads if v != 0 and v not in stored]
+    return sorted(members)
+
+
+def split_rows(height: int, rows: int) -> tuple[tuple[int, int], ...]:
+    """Bands of about equal height, at most `rows` (even numbers), that cover [0, height) once."""
+    count = -(-height // rows)
+    even = -(-height // count)
+    even = min(rows, even + even % 2) if rows < height else height
+    return tuple((top, min(top + even, height)) for top in range(0, height, even))

@@ -1,0 +1,60 @@
+"""Upsampling by repetition and the 3x3 convolution after it as one convolution of the small picture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sd_vae_kit.core.edges import Rows
+from sd_vae_kit.core.steps import Conv
+
+
+def is_subpixel(conv: Conv) -> bool:
+    """Whether repetition and convolution can be one convolution of the small picture: see `upsampled`."""
+    facts = (conv.resize, conv.kernel, conv.stride, conv.padding, conv.dilation, getattr(conv.module, "groups", 0))
+    return facts == ("up", (3, 3), (1, 1), (1, 1), (1, 1), 1)
+
+
+def subpixel_weight(weight: Tensor) -> Tensor:
+    """(C_out, C_in, 3, 3) -> (4 * C_out, C_in, 2, 2), one part for each place in a 2x2 block of output pixels.
+
+    A part holds the sums of the taps that fall on the same pixel of the small picture.
+    """
+    w = weight if weight.dtype == torch.float64 else weight.float()
+    phases = []
+    for taps in ((w[:, :, :1], w[:, :, 1:].sum(2, keepdim=True)), (w[:, :, :2].sum(2, keepdim=True), w[:, :, 2:])):
+        v = torch.cat(taps, 2)
+        phases.append(torch.cat((v[..., :1], v[..., 1:].sum(3, keepdim=True)), 3))
+        phases.append(torch.cat((v[..., :2].sum(3, keepdim=True), v[..., 2:]), 3))
+    return torch.cat(phases).to(weight.dtype)
+
+
+def upsampled(weight: Tensor, bias: Tensor | None, rows: Rows, height: int, top: int, bottom: int) -> Tensor:
+    """Rows [top, bottom) of a 3x3 convolution of the picture with every pixel repeated 2x2, zeros outside.
+
+    Three neighbouring rows of the large picture are two rows of the small one, so each of the four places in a 2x2
+    block sees 2x2 small pixels: 4 products instead of 9.  Window m covers small rows m-1 and m; even output rows r use
+    window r/2, odd ones (r+1)/2; columns likewise.
+    """
+    first, last = (top + 1) // 2, bottom // 2  # windows, inclusive
+    a, b = max(first - 1, 0), min(last + 1, height)
+    x = rows(a, b)
+    above, below = a - (first - 1), last + 1 - b
+    if above != below:
+        x, above = F.pad(x, (0, 0, above, below)), 0
+    y = F.conv2d(x, weight, bias, padding=(above, 1))
+    del x
+    channels, width = weight.shape[0] // 4, y.shape[3] - 1
+    out = torch.empty(
+        (1, channels, bottom - top, 2 * width), dtype=y.dtype, device=y.device, memory_format=torch.channels_last
+    )
+    for parity in (0, 1):
+        row = top + (top + parity) % 2  # first row of this parity
+        count = (bottom - row + 1) // 2
+        window = (row + 1) // 2 - first
+        for side in (0, 1):
+            phase = (2 * parity + side) * channels
+            part = y[:, phase : phase + channels, window : window + count, side : side + width]
+            out[:, :, row - top :: 2, side::2] = part
+    return out
