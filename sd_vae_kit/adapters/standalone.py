@@ -176,7 +176,12 @@ class StandaloneHost:
         """Shows latents of the loaded model as the settings say."""
         wanted = self.preview_settings
         decode = self._tiny.decode
-        return Previewer(FAMILY, wanted.method, wanted.max_side, lambda latent: decode(latent) * 0.5 + 0.5)
+        return Previewer(
+            FAMILY,
+            {"tiny": "TAESD"}.get(wanted.method, wanted.method),
+            wanted.max_side,
+            lambda latent: decode(latent) * 0.5 + 0.5,
+        )
 
     def txt2img(self, job: Txt2Img, on_progress: OnProgress = lambda progress: None) -> Outcome:
         """Make pictures from a prompt; one job at a time, the next waits."""

@@ -149,7 +149,8 @@ def _vae_for(file: LatentFile, chosen: Chosen, options: argparse.Namespace) -> t
     if options.family and file.family and options.family != file.family:
         raise OptionError(f"{options.latent} says it is of the family {file.family}; leave out --family.")
     own = split_family(chosen.family)
-    fits = file.family in fitting_families(chosen.weights.detection.z_channels)
+    detection = chosen.weights.detection
+    fits = file.family in fitting_families(detection.z_channels, detection.downscale)
     vae = ready(
         chosen, family=options.family or (file.family if fits else None), dtype=options.dtype, device=best_device()
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import gcd, prod
 from typing import Literal
 
@@ -22,7 +22,7 @@ from sd_vae_kit.core.autoencoder import NORM_GROUPS, AutoencoderKL, KlConfig, Ne
 from sd_vae_kit.core.checkpoint import TensorInfo
 from sd_vae_kit.core.latent_format import FORMATS, split_family
 from sd_vae_kit.core.layouts import Part
-from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
+from sd_vae_kit.core.taesd import Half, TinyAutoencoder, TinyConfig, Variant, numbered_convs
 from sd_vae_kit.errors import BrokenVaeError, UnsupportedVaeError
 
 Kind = Literal["kl", "tiny"]
@@ -129,14 +129,27 @@ def _from_diffusers(names: Collection[str]) -> dict[str, str | None]:
     return {name: layouts.kl_from_diffusers(name, levels) for name in names}
 
 
-# Modules with weights of their own, by number: how a file without `encoder.`/`decoder.` tells which half it is.
-_TINY_CONVS = {"encoder": {0, 2, 6, 10, 14}, "decoder": {1, 7, 12, 17, 19}}
+_TINY_HALVES: tuple[Half, ...] = ("encoder", "decoder")
+_TINY_VARIANTS: tuple[Variant, ...] = ("plain", "f32")  # "pooled" has the modules of "plain"
+
+
+def _nearest_tiny(numbers: Collection[int], halves: Iterable[Half]) -> tuple[Half, Variant]:
+    """The half and variant whose convolutions have these numbers, or most of them: a file may be incomplete."""
+
+    def likeness(candidate: tuple[Half, Variant]) -> int:
+        expected = _tiny_convs(*candidate)
+        return len(expected & set(numbers)) - len(set(numbers) - expected)
+
+    return max(((half, variant) for half in halves for variant in _TINY_VARIANTS), key=likeness)
+
+
+_tiny_convs = cache(numbered_convs)
 
 
 def _from_taesd(names: Collection[str]) -> dict[str, str | None]:
     numbers = {int(m[1]) for n in names if (m := re.match(r"^(\d{1,2})\.weight$", n))}
-    is_encoder = len(numbers & _TINY_CONVS["encoder"]) >= len(numbers & _TINY_CONVS["decoder"])
-    return {name: layouts.tiny_from_taesd(name, "encoder" if is_encoder else "decoder") for name in names}
+    half, _ = _nearest_tiny(numbers, _TINY_HALVES)
+    return {name: layouts.tiny_from_taesd(name, half) for name in names}
 
 
 def _from_taesd_diffusers(names: Collection[str]) -> dict[str, str | None]:
@@ -194,12 +207,7 @@ RELATIVES = (
     ),
     ("a KL autoencoder with attention beside the middle", Signs((r"(?:encoder\.down|decoder\.up)\.\d+\.attn\.",
         r"(?:encoder\.down|decoder\.up)_blocks\.\d+\.attentions\."))),
-    ("TAEF2, the tiny autoencoder of FLUX.2", Signs((r"(?:encoder\.|decoder\.)?(?:layers\.)?\d+\.pool\.",))),
     ("a tiny video autoencoder (TAEHV)", Signs((r"(?:encoder|decoder)\.\d+\.conv\.weight$",))),
-    # blocks where TAESD has other layers
-    ("TAESANA, the tiny autoencoder of SANA", Signs((
-        r"(?:encoder\.|decoder\.)?(?:layers\.)?(?:6|16|19|2[03458])\.conv\.[024]\.weight$",
-    ))),
     ("a deep-compression autoencoder (DC-AE, SANA)", Signs((r"(?:encoder|decoder)\.(?:stages|down_blocks|up_blocks|"
         r"project_in|project_out)\.\d*\.?.*(?:context_module|local_module|conv_depth|to_qkv_multiscale)",))),
     ("Stable Cascade's stage A", Signs((r"in_block\.1\.weight", r"vquantizer\."))),
@@ -434,11 +442,17 @@ def _kl_config(label: str, known: Mapping[str, Shape]) -> KlConfig:
 def _tiny_config(label: str, known: Mapping[str, Shape]) -> TinyConfig:
     shapes = _Shapes(label, known)
     part = _part(known)
-    if part != "decoder":
-        z_channels, width = shapes.size("encoder.14.weight", 0), shapes.size("encoder.0.weight", 0)
+    half: Half = "decoder" if part == "decoder" else "encoder"
+    numbers = {int(m[1]) for name in known if (m := re.match(rf"{half}\.(\d+)\.weight$", name))}
+    variant = _nearest_tiny(numbers, [half])[1]
+    if any(".pool." in name for name in known):
+        variant = "pooled"
+    first, last = (f"{half}.{edge(_tiny_convs(half, variant))}.weight" for edge in (min, max))
+    if half == "encoder":
+        z_channels, width = shapes.size(last, 0), shapes.size(last, 1)
     else:
-        z_channels, width = shapes.size("decoder.1.weight", 1), shapes.size("decoder.1.weight", 0)
-    return TinyConfig(z_channels, width, part != "decoder", part != "encoder")
+        z_channels, width = shapes.size(first, 1), shapes.size(last, 1)
+    return TinyConfig(z_channels, width, part != "decoder", part != "encoder", variant)
 
 
 @lru_cache(maxsize=64)
@@ -467,6 +481,7 @@ def _check_complete(
 
     Raises:
         BrokenVaeError: Names are missing or shapes wrong.
+        UnsupportedVaeError: A TAESD has more than its layers; without them it would give another picture.
     """
     expected = expected_shapes(config)
     problems = []
@@ -475,6 +490,10 @@ def _check_complete(
     if wrong := [n for n in expected if n in shapes and shapes[n] != expected[n]]:
         described = [f"{n} is {shapes[n]} instead of {expected[n]}" for n in wrong]
         problems.append(f"{len(wrong)} have wrong shapes ({_listed(described, 2)})")
+    if isinstance(config, TinyConfig) and (more := [n for n in shapes if n not in expected]):
+        raise UnsupportedVaeError(
+            f"{label} resembles {layout.label} but has layers this program does not know: {_listed(more)}"
+        )
     if problems:
         raise BrokenVaeError(f"{label} is {layout.label}, but {' and '.join(problems)}; copy or download it again")
     return [*expected, *(n for n in shapes if n.startswith("bn."))]
@@ -483,9 +502,14 @@ def _check_complete(
 # --- family ----------------------------------------------------------------------------------------------------------
 
 
-def fitting_families(z_channels: int) -> tuple[str, ...]:
-    """Families whose latents have that many channels and cells of 8 x 8 pixels."""
-    return tuple(f.name for f in FORMATS.values() if f.z_channels == z_channels and f.downscale == 8)
+def fitting_families(z_channels: int, downscale: int = 8) -> tuple[str, ...]:
+    """Families whose latents have that many channels and cells of that many pixels.
+
+    Any number but 32 is taken as 8: every family with smaller cells has those, and a VAE with fewer levels can be tried
+    on their latents.
+    """
+    cell = 32 if downscale == 32 else 8
+    return tuple(f.name for f in FORMATS.values() if f.z_channels == z_channels and f.downscale == cell)
 
 
 def _families(
@@ -495,7 +519,8 @@ def _families(
     metadata: Mapping[str, str],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Latent spaces that fit, and what is unusual."""
-    fitting = fitting_families(_net(config).z_channels)
+    net = _net(config)
+    fitting = fitting_families(net.z_channels, net.downscale)
     warnings = list(_oddities(config, shapes, fitting))
     stated = split_family(metadata.get("family", ""))
     if stated and set(stated) <= set(fitting):
@@ -510,7 +535,7 @@ def _oddities(config: KlConfig | TinyConfig, shapes: Mapping[str, Shape], fittin
     net = _net(config)
     if not fitting:
         yield f"no known model family has {net.z_channels} latent channels; latents are left unscaled"
-    if net.downscale != 8:
+    if net.downscale not in {8, *(FORMATS[name].downscale for name in fitting)}:
         yield f"a latent cell covers {net.downscale} x {net.downscale} pixels; Stable Diffusion's cover 8 x 8"
     if isinstance(config, TinyConfig):
         return

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional as F
+
+PACK = 2  # FLUX.2's sampler sees squares of so many cells as one cell with more channels
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class LatentFormat:
         scale_factor: Multiplier from `z` (minus shift) to the sampler's latent.
         shift_factor: Subtracted from `z` before scaling.
         downscale: Pixels per latent cell along each side.
+        is_packed: Whether the sampler's latent is (B, 4 * z_channels, h/2, w/2), see `unpack`.
     """
 
     name: str
@@ -30,6 +34,7 @@ class LatentFormat:
     scale_factor: float
     shift_factor: float = 0.0
     downscale: int = 8
+    is_packed: bool = False
 
     def to_latent(self, z: Tensor) -> Tensor:
         """(B, z_channels, h, w) in the first stage's space -> the same shape as the sampler sees it."""
@@ -39,6 +44,10 @@ class LatentFormat:
         """Inverse of `to_latent`."""
         return latent / self.scale_factor + self.shift_factor
 
+    def unpacked(self, latent: Tensor) -> Tensor:
+        """The latent with `z_channels` channels: itself, or a packed one unpacked."""
+        return unpack(latent) if self.is_packed and latent.shape[1] == PACK**2 * self.z_channels else latent
+
 
 FORMATS: dict[str, LatentFormat] = {
     f.name: f
@@ -47,10 +56,24 @@ FORMATS: dict[str, LatentFormat] = {
         LatentFormat("sdxl", "SDXL", 4, 0.13025),
         LatentFormat("sd3", "SD 3 / 3.5", 16, 1.5305, 0.0609),
         LatentFormat("flux", "FLUX.1", 16, 0.3611, 0.1159),
-        LatentFormat("flux2", "FLUX.2", 32, 1.0),
+        LatentFormat("flux2", "FLUX.2", 32, 1.0, is_packed=True),
         LatentFormat("sana", "SANA", 32, 0.41407, downscale=32),
     )
 }
+
+
+def unpack(latent: Tensor) -> Tensor:
+    """FLUX.2's packed latent (B, 4C, h, w) -> (B, C, 2h, 2w).
+
+    Four channels in a row are one channel's square of cells, row by row: channel 4c + 2i + j of cell (y, x) is channel
+    c of cell (2y + i, 2x + j).  A plain reshape would mix channels with places.
+    """
+    return F.pixel_shuffle(latent, PACK)
+
+
+def pack(latent: Tensor) -> Tensor:
+    """The reverse of `unpack`: (B, C, 2h, 2w) -> (B, 4C, h, w)."""
+    return F.pixel_unshuffle(latent, PACK)
 
 
 def split_family(family: str) -> tuple[str, ...]:

@@ -172,7 +172,7 @@ def to_diffusers_shape(canonical: str, tensor: Tensor) -> Tensor:
 
 # --- TAESD -----------------------------------------------------------------------------------------------------------
 
-_TINY_LEAF = r"(?P<rest>(?:conv\.[024]\.)?(?:weight|bias))$"
+_TINY_LEAF = r"(?P<rest>(?:conv\.[024]\.|pool\.[013]\.)?(?:weight|bias))$"
 _TINY_ALONE = re.compile(rf"^(?P<n>\d{{1,2}})\.{_TINY_LEAF}")
 _TINY_PAIR = re.compile(rf"^(?:tae[a-z0-9]*_)?(?P<half>encoder|decoder)\.(?P<n>\d{{1,2}})\.{_TINY_LEAF}")
 _TINY_DIFFUSERS = re.compile(rf"^(?P<half>encoder|decoder)\.layers\.(?P<n>\d{{1,2}})\.{_TINY_LEAF}")

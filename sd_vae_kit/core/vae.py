@@ -167,7 +167,8 @@ class Vae:
         """Latent -> image.
 
         Args:
-            latent: (B, z_channels, h, w) as the sampler sees it; any device and float dtype.
+            latent: (B, z_channels, h, w) as the sampler sees it; any device and float dtype.  A TAEF2 takes FLUX.2's
+                packed latents, (B, 4 * z_channels, h/2, w/2), too.
 
         Returns:
             (B, 3, h * downscale, w * downscale) in about [-1, 1], not clamped, in the latent's dtype, on its device.
@@ -176,6 +177,8 @@ class Vae:
             VaeMismatchError: The file has no decoder, or the latent another number of channels.
         """
         self._require("decoder")
+        if isinstance(self.module, TinyAutoencoder):
+            latent = self.latent_format.unpacked(latent)
         self._check_latent(latent)
         device, dtype = self._place()
         if isinstance(self.module, TinyAutoencoder):
@@ -233,7 +236,7 @@ def choose_format(
         if family not in FORMATS:
             raise OptionError(f"there is no family {family!r}; use one of {', '.join(FORMATS)}")
         chosen = FORMATS[family]
-        if family not in (fitting := fitting_families(z_channels)):
+        if family not in (fitting := fitting_families(z_channels, downscale)):
             needs = f"{chosen.label} needs {chosen.z_channels} and cells of {chosen.downscale} pixels"
             raise OptionError(
                 f"{label} has {z_channels} latent channels and cells of {downscale} pixels, {needs}; "

@@ -166,7 +166,7 @@ class FamilyGuard:
 
     def _steps(self, entry: Entry, settings: GuardSettings, weights: VaeWeights | None) -> Iterator[Finding | None]:
         """The ways to find out, cheapest certain one first; each is only gone if those before found nothing."""
-        shape = fitting_families(entry.z_channels)
+        shape = fitting_families(entry.z_channels, 32 if entry.family == "sana" else 8)
         if settings.by_hash:
             yield self._by_hash(entry)
         if len(shape) == 1:

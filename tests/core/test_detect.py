@@ -53,6 +53,11 @@ TINY = {
     "narrow": TinyConfig(4, 8),
     "encoder": TinyConfig(4, 8, decoder=False),
     "decoder": TinyConfig(16, 8, encoder=False),
+    "taef2": TinyConfig(32, 64, variant="pooled"),
+    "taef2 decoder": TinyConfig(32, 8, encoder=False, variant="pooled"),
+    "taesana": TinyConfig(32, 64, variant="f32"),
+    "taesana encoder": TinyConfig(32, 8, decoder=False, variant="f32"),
+    "taesana decoder": TinyConfig(32, 8, encoder=False, variant="f32"),
 }
 
 
@@ -141,6 +146,8 @@ F8 = {"ch_mult": (1, 2, 4, 4)}
         (kl_config(16, quant_conv=False, **F8), ("sd3", "flux")),
         (TinyConfig(4, 8), ("sd1", "sdxl")),
         (TinyConfig(16, 8), ("sd3", "flux")),
+        (TinyConfig(32, 8, variant="pooled"), ("flux2",)),
+        (TinyConfig(32, 8, variant="f32"), ("sana",)),
         (kl_config(8, **F8), ()),
     ],
 )
@@ -307,10 +314,7 @@ def test_every_other_model_of_the_table_is_tried():
         (["decoder.condition_encoder.layers.0.weight"], (4,), "an asymmetric"),
         (["encoder.conv1.weight", "decoder.middle.0.residual.2.weight"], (4, 4, 3, 3, 3), "a 3-D video VAE"),
         (["encoder.down.1.attn.0.q.weight"], (4, 4, 1, 1), "attention beside the middle"),
-        (["encoder.11.pool.0.weight"], (4, 4, 1, 1), "TAEF2"),
         (["decoder.7.conv.weight"], (4, 4, 1, 1), "TAEHV"),
-        (["decoder.28.conv.0.weight"], (4, 4, 3, 3), "TAESANA"),
-        (["6.conv.0.weight", "0.weight"], (4, 4, 3, 3), "TAESANA"),
         (["encoder.stages.2.0.context_module.main.qkv.conv.weight"], (4, 4, 1, 1), "deep-compression"),
         (["vquantizer.codebook.weight"], (4, 4), "Stable Cascade"),
     ],
@@ -395,6 +399,21 @@ def test_parameters_are_counted_without_quant_convs_but_for_the_total():
     assert counts == {"encoder": 34_163_592, "decoder": 49_490_179, "total": 83_653_863}
     tiny = parameter_counts(detect(infos(state_of(TINY["taesd3"]))))
     assert tiny == {"encoder": 1_229_456, "decoder": 1_229_443, "total": 2_458_899}
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "decoder"),
+    [("taesd", 1_222_532, 1_222_531), ("taef2", 1_338_528, 1_338_499), ("taesana", 1_256_288, 8_301_763)],
+)
+def test_the_tiny_autoencoders_have_their_published_sizes(name, encoder, decoder):
+    counts = parameter_counts(detect(infos(state_of(TINY[name]))))
+    assert counts == {"encoder": encoder, "decoder": decoder, "total": encoder + decoder}
+
+
+@pytest.mark.parametrize("more", ["decoder.20.weight", "decoder.19.conv.0.weight", "decoder.9.pool.0.weight"])
+def test_a_taesd_with_a_layer_more_is_refused_instead_of_run_without_it(more):
+    with pytest.raises(UnsupportedVaeError, match=more.replace(".", r"\.")):
+        detect({**infos(state_of(TINY["narrow"])), **names_of(more, shape=(8, 8, 3, 3))})
 
 
 def test_landmarks_are_names_the_layouts_really_have():
