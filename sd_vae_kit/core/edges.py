@@ -7,6 +7,7 @@ from the opposite edge.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from sd_vae_kit.core.plan import Plan
 from sd_vae_kit.core.schedule import Handling, convolutions, rows_fetched
 from sd_vae_kit.core.steps import Conv, Program
-from sd_vae_kit.errors import PlanError
+from sd_vae_kit.errors import NanError, PlanError
 
 Rows = Callable[[int, int], Tensor]
 
@@ -38,9 +39,8 @@ def _handling(conv: Conv, device: torch.device, dtype: torch.dtype) -> Handling:
     mode = module.padding_mode if conv.padding[0] > 0 else "zeros"
     if mode == "circular":
         return "circular"
-    is_ready = module.weight.dtype == dtype and module.weight.device == device
     sideways = module.padding_mode if conv.padding[1] > 0 else "zeros"
-    return "plain" if is_ready and mode == sideways == "zeros" and not isinstance(module.padding, str) else "edge"
+    return "plain" if mode == sideways == "zeros" and not isinstance(module.padding, str) else "edge"
 
 
 def has_stock_forward(module: nn.Module) -> bool:
@@ -63,7 +63,7 @@ def _proven_handling(conv: Conv, device: torch.device, dtype: torch.dtype) -> Ha
     generator = torch.Generator().manual_seed(0)  # the host's own random numbers are left alone
     x = torch.rand(1, conv.channels_in, height, width, generator=generator).sub_(0.5).to(device, dtype)
     x = x.contiguous(memory_format=torch.channels_last)
-    whole = conv.module(x)
+    whole = call_module(conv.module, x)
     out_rows = (height + 2 * conv.padding[0] - reach) // stride + 1
     tolerance = (1e-4 if dtype in (torch.float32, torch.float64) else 3e-2) * float(whole.abs().max() + 1e-6)
     modes: tuple[Handling, ...] = ("edge", "circular")
@@ -92,9 +92,54 @@ def call_on_band(conv: Conv, mode: Handling, rows: Rows, tall: int, top: int, bo
         band = rows(first, last)
     else:
         band = torch.cat([rows(a, b) for a, b in _wrapped(first, last, tall)], 2)
-    y: Tensor = conv.module(band)
+    y = call_module(conv.module, band)
     start = top - first // conv.stride[0]
     return y[:, :, start : start + bottom - top]
+
+
+def call_module(module: nn.Module, x: Tensor) -> Tensor:
+    """module(x), also where its weights have another type than x: then they are cast for this call.
+
+    Layers that cast by themselves (Forge, Neo) are simply called.  Of others a copy with cast weights is called, so
+    that other threads never see the module changed.
+
+    Raises:
+        NanError: The layer refuses this type even so.
+    """
+    if all(p.dtype == x.dtype for p in module.parameters() if p.is_floating_point()):
+        y: Tensor = module(x)
+        return y
+    if has_stock_forward(module) or type(module) is nn.Linear:
+        return _cast_copy(module, x)(x)  # type: ignore[no-any-return]
+    try:
+        return module(x)  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        if "type" not in str(error):
+            raise
+    try:
+        return _cast_copy(module, x)(x)  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        if "type" not in str(error):
+            raise
+        raise NanError(
+            f"A layer of the VAE ({type(module).__name__}) does not work in {_word(x.dtype)}, which is needed here; "
+            "load the VAE in fp32 (--no-half-vae) or switch off the extension that changed the layer."
+        ) from error
+
+
+def _cast_copy(module: nn.Module, like: Tensor) -> nn.Module:
+    """A module of the same class and attributes whose weights are copies on the device and in the type of `like`."""
+    clone = copy.copy(module)
+    clone._parameters = {
+        name: None if p is None else nn.Parameter(p.detach().to(like.device, like.dtype), requires_grad=False)
+        for name, p in module._parameters.items()
+    }
+    clone._modules = {name: None if m is None else _cast_copy(m, like) for name, m in module._modules.items()}
+    return clone
+
+
+def _word(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, str(dtype))
 
 
 def _wrapped(first: int, last: int, period: int) -> list[tuple[int, int]]:

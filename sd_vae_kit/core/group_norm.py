@@ -8,6 +8,7 @@ values the variance is off by 3e-4.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,9 +33,18 @@ class BandMoments:
     mean: Tensor
     variance: Tensor
 
+    @cached_property
+    def host(self) -> Tensor:
+        """(2, C): means and variances, float64 on the CPU; the first access waits for the device."""
+        return torch.stack([self.mean, self.variance]).cpu().double()
+
     def is_finite(self) -> bool:
         """Whether every value of the band was finite, and no squared deviation overflowed; waits for the device."""
-        return bool(torch.isfinite(self.mean).all() & torch.isfinite(self.variance).all())
+        return bool(torch.isfinite(self.host).all())
+
+    def divided(self, exponent: int) -> BandMoments:
+        """The moments of the same band divided by 2**exponent."""
+        return BandMoments(self.count, self.mean * 0.5**exponent, self.variance * 0.25**exponent)
 
 
 def band_moments(x: Tensor) -> BandMoments:
@@ -71,11 +81,14 @@ class Moments:
     def add(self, part: BandMoments) -> None:
         self.parts.append(part)
 
+    def divide(self, exponent: int) -> None:
+        """What was seen so far is now stored divided by 2**exponent."""
+        self.parts = [part.divided(exponent) for part in self.parts]
+
     def per_channel(self) -> tuple[int, Tensor, Tensor]:
         """(count, mean (C,), sum of squared deviations (C,)), float64 on the CPU."""
         counts = torch.tensor([part.count for part in self.parts], dtype=torch.float64)[:, None]
-        means = torch.stack([part.mean for part in self.parts]).cpu().double()
-        variances = torch.stack([part.variance for part in self.parts]).cpu().double()
+        means, variances = torch.stack([part.host for part in self.parts]).unbind(1)
         total = counts.sum()
         mean = (counts * means).sum(0) / total
         # Chan: within the bands, plus between them

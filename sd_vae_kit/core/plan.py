@@ -53,8 +53,20 @@ class RunStats:
     bands_by_step: list[tuple[str, int]] = field(default_factory=list)
 
 
+class OutOfRange(Exception):  # noqa: N818 - not an error for users: the band is computed in another way
+    """A band holds a value beyond the range of its type.
+
+    Attributes:
+        is_repaired: Whether what has to change for the next try was changed already.
+    """
+
+    def __init__(self, message: str, *, is_repaired: bool = False) -> None:
+        super().__init__(message)
+        self.is_repaired = is_repaired
+
+
 class BandGuard(Protocol):
-    """Sees every band before it is committed; the precision guard builds on this."""
+    """Sees every band before it is committed; `range_guard.RangeGuard` is the one that repairs."""
 
     def accept(
         self, step: Step | AttentionStep, rows: tuple[int, int], band: Tensor, moments: BandMoments | None

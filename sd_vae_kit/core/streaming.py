@@ -15,22 +15,24 @@ Nothing is kept on modules: calls from several threads on one VAE do not disturb
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sd_vae_kit.core.attention import attention_chunk, heads_of, picture_of, tokens_of
-from sd_vae_kit.core.edges import Rows, call_on_band, edge_handlings
+from sd_vae_kit.core.attention import AttentionPass
+from sd_vae_kit.core.convolution import Convolver, Scaling
+from sd_vae_kit.core.edges import Rows, edge_handlings
 from sd_vae_kit.core.group_norm import Moments, ScaleShift, band_moments, scale_and_shift
 from sd_vae_kit.core.heap import HEAP_CHURN, return_freed_memory
 from sd_vae_kit.core.host_link import HostLink, is_remote
-from sd_vae_kit.core.plan import BandGuard, OnStep, Plan, RunStats
-from sd_vae_kit.core.schedule import Event, Handling, all_values, bytes_per_row, input_range, make_schedule, rows_needed
+from sd_vae_kit.core.plan import BandGuard, OnStep, OutOfRange, Plan, RunStats
+from sd_vae_kit.core.range_guard import HalfIsNotEnough, RangeGuard
+from sd_vae_kit.core.ranges import SHIFT_STEP, Ranges, is_homogeneous
+from sd_vae_kit.core.schedule import Event, Handling, all_values, bytes_per_row, make_schedule, rows_needed, split_rows
 from sd_vae_kit.core.steps import AttentionStep, Conv, Program, Step
-from sd_vae_kit.core.subpixel import is_subpixel, subpixel_weight, upsampled
 from sd_vae_kit.errors import Interrupted, PlanError
 
 __all__ = ["BandGuard", "OnStep", "Plan", "RunStats", "run_streamed"]
@@ -102,6 +104,17 @@ class _Progress:
             raise Interrupted(f"Stopped after {self.done} of {self.total} bands.")
 
 
+Place = Literal["source", "inside", "result"]
+
+
+class _Culprit(Exception):  # noqa: N818 - found while looking for it
+    """A value that is not finite: read so, made so by the norm before the convolution, or by the rest of the step."""
+
+    def __init__(self, value: int, place: Place) -> None:
+        super().__init__(value, place)
+        self.value, self.place = value, place
+
+
 class _Stream:
     """One sample on its way through a program."""
 
@@ -115,8 +128,10 @@ class _Stream:
         self.values: dict[int, Tensor] = {}
         self.moments: dict[int, Moments] = {}
         self.norms: dict[int, ScaleShift] = {}
-        self.exponents: dict[int, int] = {}  # value -> k: it is stored divided by 2**k (for the precision guard)
-        self.weights: dict[Conv, tuple[Tensor, Tensor | None]] = {}  # packed for the pass that runs
+        self.repairs = guard if isinstance(guard, RangeGuard) else None
+        self.ranges = Ranges(program) if self.repairs is None else self.repairs.ranges
+        self.is_careful = False
+        self.convolver = Convolver(plan, handling)
         self.computed: dict[int, tuple[int, int, Tensor]] = {}  # rows of values that are not stored, for one band
         self.link = HostLink(plan.device) if is_remote(plan) else None
 
@@ -132,7 +147,7 @@ class _Stream:
                 self._attend(step, event)
             else:
                 self._sweep(step, event, result if event.value == len(self.program.steps) else None)
-            self.weights.clear()
+            self.convolver.forget()
             for value in event.frees:
                 self.values.pop(value, None)
             if self.link is not None:
@@ -146,14 +161,13 @@ class _Stream:
         stored = all_values(self.program) if self.plan.stored is None else self.plan.stored
         per_row = bytes_per_row(self.program, stored, self.shapes, event.value, self.plan.dtype)
         churned = 0
+        make, repair = partial(self._compute, event.value), partial(self._repair, event, target)
         for i, (top, bottom) in enumerate(event.bands):
             if self.link is not None:
                 self.link.next_band()
                 if i + 1 < len(event.bands):
                     self._prefetch(event.value, *event.bands[i + 1])
-            band = self._compute(event.value, top, bottom)
-            self.computed.clear()
-            band = self._checked(step, event, top, bottom, band)
+            band = self._sound(event, top, bottom, make, repair)
             if event.is_stored:
                 target.commit(top, bottom, band)
             del band
@@ -177,6 +191,7 @@ class _Stream:
 
     def _checked(self, step: Step | AttentionStep, event: Event, top: int, bottom: int, band: Tensor) -> Tensor:
         """Take the statistics of a band that is still in cache, before it is written anywhere."""
+        self.computed.clear()
         moments = band_moments(band) if event.needs_moments else None
         if self.guard is not None:
             accepted = self.guard.accept(step, (top, bottom), band, moments)
@@ -189,23 +204,51 @@ class _Stream:
 
     def _compute(self, value: int, top: int, bottom: int) -> Tensor:
         """Rows [top, bottom) of a value, newly computed; the caller may write into them."""
+        dtype = self.ranges.compute_dtype(value, self.plan.dtype)
+        if dtype == self.plan.dtype:
+            return self._examined(self._computed(value, top, bottom, dtype), value, "result")
+        # fp32 in the middle of a half-precision run: in pieces, so that it needs no more memory than the other steps
+        channels, _, width = self.shapes[value]
+        result = torch.empty(
+            (1, channels, bottom - top, width), dtype=self.plan.dtype, device=self.plan.device,
+            memory_format=torch.channels_last,
+        )  # fmt: skip
+        for first, last in split_rows(bottom - top, max(8, (bottom - top) // 8 * 2)):
+            result[:, :, first:last] = self._computed(value, top + first, top + last, dtype)
+        return self._examined(result, value, "result")
+
+    def _computed(self, value: int, top: int, bottom: int, dtype: torch.dtype) -> Tensor:
+        """Rows of a value, stored with its exponent, in the type they are computed in."""
         step = self.program.steps[value - 1]
         assert isinstance(step, Step)
+        scaling = Scaling(dtype, self.ranges.gain(value), self.ranges.exponent(value))
         if step.conv is None:
-            y = self._entered(step, value, top, bottom)
+            y = self._entered(step, value, top, bottom, dtype, scaling.gain)
         else:
-            height = self.shapes[step.source][1]
-            y = self._convolve(step.conv, lambda a, b: self._entered(step, value, a, b), height, top, bottom)
+            conv, height = step.conv, self.shapes[step.source][1]
+            gain = self.convolver.input_gain(conv, scaling)
+            rows = lambda a, b: self._entered(step, value, a, b, dtype, gain)  # noqa: E731
+            y = self.convolver(conv, rows, height, top, bottom, scaling)
         if step.residual is not None:
-            source = step.residual
-            if step.shortcut is None:
-                y.add_(self._rows(source, top, bottom)[0])
-            else:
-                height = self.shapes[source][1]
-                y.add_(self._convolve(step.shortcut, lambda a, b: self._rows(source, a, b)[0], height, top, bottom))
+            self._add(y, step.residual, step.shortcut, value, top, bottom)
         if step.divisor != 1.0:
             y.div_(step.divisor)
         return y if step.post is None else step.post(y)
+
+    def _add(self, y: Tensor, source: int, shortcut: Conv | None, value: int, top: int, bottom: int) -> None:
+        """Add the residual's rows to y, with y's exponent."""
+        lift = self.ranges.exponent(source) - self.ranges.exponent(value)
+        if shortcut is None:
+            y.add_(self._examined(self._rows(source, top, bottom)[0], source, "source"), alpha=2.0**lift)
+            return
+        scaling = Scaling(y.dtype, lift, self.ranges.exponent(value))
+        gain = self.convolver.input_gain(shortcut, scaling)
+
+        def rows(a: int, b: int) -> Tensor:
+            x = self._rows(source, a, b)[0].to(y.dtype)
+            return x * 2.0**gain if gain else x
+
+        y.add_(self.convolver(shortcut, rows, self.shapes[source][1], top, bottom, scaling))
 
     def _rows(self, value: int, top: int, bottom: int) -> tuple[Tensor, bool]:
         """(rows [top, bottom) of a value, whether the caller may write into them)."""
@@ -223,98 +266,152 @@ class _Stream:
         self.computed[value] = (top, bottom, rows)
         return rows, False
 
-    def _entered(self, step: Step, value: int, top: int, bottom: int) -> Tensor:
-        """Rows [top, bottom) of the step's source, normalised and activated."""
+    def _entered(self, step: Step, value: int, top: int, bottom: int, dtype: torch.dtype, gain: int) -> Tensor:
+        """Rows [top, bottom) of the step's source, normalised and activated, times 2**gain."""
         x, is_mine = self._rows(step.source, top, bottom)
+        self._examined(x, step.source, "source")
+        if x.dtype != dtype:
+            x, is_mine = x.to(dtype), True
         if step.norm is not None:
-            x, is_mine = self._norm(step, value)(x), True
+            x, is_mine = self._examined(self._norm(step, value)(x), value, "inside"), True
+        elif not is_homogeneous(step) and self.ranges.exponent(step.source):
+            x, is_mine = self._examined(x * 2.0 ** self.ranges.exponent(step.source), value, "inside"), True
         if step.act is not None:
-            x = step.act(x if is_mine else x.clone())
+            x, is_mine = step.act(x if is_mine else x.clone()), True
         elif step.conv is None and not is_mine:
-            x = x.clone()
-        return x
+            x, is_mine = x.clone(), True
+        if gain == 0:
+            return x
+        return x.mul_(2.0**gain) if is_mine else x * 2.0**gain
 
     def _norm(self, step: Step | AttentionStep, value: int) -> ScaleShift:
         if value not in self.norms:
             assert step.norm is not None
-            exponent = self.exponents.get(step.source, 0)
             self.norms[value] = scale_and_shift(
-                step.norm, self.moments[step.source], self.plan.device, self.plan.dtype, exponent
-            )
+                step.norm, self.moments[step.source], self.plan.device, self.plan.dtype,
+                self.ranges.exponent(step.source),
+            )  # fmt: skip
         return self.norms[value]
 
-    def _convolve(self, conv: Conv, rows: Rows, height: int, top: int, bottom: int) -> Tensor:
-        """Output rows [top, bottom) of a convolution whose source, `height` rows high, `rows` gives."""
-        tall = conv.input_size((height, 1))[0]
-        handling = self.handling[conv.module]
-        if handling != "plain":
-            y = call_on_band(conv, handling, lambda a, b: _resized(conv, rows, height, a, b), tall, top, bottom)
-            # hosts may compute in another type; a crop keeps the whole alive, and may belong to the module
-            return y.to(self.plan.dtype, copy=True, memory_format=torch.channels_last)
-        weight, bias = self._weight(conv)
-        if is_subpixel(conv):
-            return upsampled(weight, bias, rows, height, top, bottom)
-        first, last = input_range(conv, top, bottom)
-        a, b = max(first, 0), min(last, tall)
-        x = _resized(conv, rows, height, a, b)
-        above, below = a - first, last - b
-        if above != below:
-            x, above = F.pad(x, (0, 0, above, below)), 0
-        groups: Any = conv.module
-        return F.conv2d(x, weight, bias, conv.stride, (above, conv.padding[1]), conv.dilation, groups.groups)
-
-    def _weight(self, conv: Conv) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of a stock convolution in the layout of the bands, packed once per pass."""
-        if conv not in self.weights:
-            module: Any = conv.module
-            weight, bias = module.weight.detach(), module.bias
-            if is_subpixel(conv):
-                weight, bias = subpixel_weight(weight), None if bias is None else bias.detach().repeat(4)
-            self.weights[conv] = (weight.contiguous(memory_format=torch.channels_last), bias)
-        return self.weights[conv]
-
     def _attend(self, step: AttentionStep, event: Event) -> None:
-        """Attention over the whole picture: keys and values resident, queries in chunks of rows."""
+        """Attention over the whole picture: keys and values resident, queries in bands."""
         channels, height, width = self.shapes[step.source]
-        device, dtype = self.plan.device, self.plan.dtype
-        count = height * width
-        keys = torch.empty(1, count, channels, device=device, dtype=dtype)
-        values = torch.empty_like(keys)
-        for top, bottom in event.bands:
-            normed = self._normed(step, event.value, top, bottom)
-            keys[:, top * width : bottom * width] = tokens_of(step.key, normed, step.linear)
-            values[:, top * width : bottom * width] = tokens_of(step.value, normed, step.linear)
-            del normed
+        attention = AttentionPass(
+            step, event.value, self.plan, self.ranges, height * width, channels, self.progress.stats, self.repairs
+        )
+        self._take_keys(attention, step, event)
         target = _Target(self, event, None)
-        k, v = heads_of(keys, step.heads), heads_of(values, step.heads)
+        make = partial(self._attended, attention, step, event.value)
+        repair = partial(self._repair_attention, attention, step, event.value, target)
         for top, bottom in event.bands:
-            band = self._attended(step, event.value, k, v, top, bottom)
-            if step.residual:
-                band.add_(self._rows(step.source, top, bottom)[0])
-            if step.divisor != 1.0:
-                band.div_(step.divisor)
-            target.commit(top, bottom, self._checked(step, event, top, bottom, band))
+            band = self._sound(event, top, bottom, make, repair)
+            target.commit(top, bottom, band)
+            del band
             self.progress.band_done()
 
+    def _take_keys(self, attention: AttentionPass, step: AttentionStep, event: Event) -> None:
+        width, height = self.shapes[step.source][2], self.shapes[step.source][1]
+        while True:
+            try:
+                for top, bottom in event.bands:
+                    attention.take(self._normed(step, event.value, top, bottom), top * width)
+                return
+            except OutOfRange:
+                assert self.repairs is not None
+                self.repairs.note(step, top, bottom / height)
+                attention.restart()
+
     def _normed(self, step: AttentionStep, value: int, top: int, bottom: int) -> Tensor:
-        x = self._rows(step.source, top, bottom)[0]
+        x = self._rows(step.source, top, bottom)[0].to(self.ranges.compute_dtype(value, self.plan.dtype))
         return x if step.norm is None else self._norm(step, value)(x)
 
-    def _attended(self, step: AttentionStep, value: int, k: Tensor, v: Tensor, top: int, bottom: int) -> Tensor:
-        """out(attention(query)) of rows [top, bottom): (1, C, bottom - top, W), newly computed."""
-        q = heads_of(tokens_of(step.query, self._normed(step, value, top, bottom), step.linear), step.heads)
-        chunk = attention_chunk(self.plan, k.shape[2], step.heads)
-        answers = []
-        for start in range(0, q.shape[2], chunk):
-            # (1, heads, n, C/heads): with 3 dimensions or a flash kernel's limit of 256, torch would store n^2 scores
-            answer = F.scaled_dot_product_attention(q[:, :, start : start + chunk], k, v)
-            answers.append(answer.transpose(1, 2).reshape(1, answer.shape[2], -1))
-            self.progress.stats.chunks += 1
-        tokens = answers[0] if len(answers) == 1 else torch.cat(answers, 1)
-        if step.linear:
-            return picture_of(step.out(tokens), bottom - top).to(self.plan.dtype, copy=True)
-        y: Tensor = step.out(picture_of(tokens, bottom - top))
-        return y.to(self.plan.dtype, memory_format=torch.channels_last)
+    def _attended(
+        self, attention: AttentionPass, step: AttentionStep, value: int, top: int, bottom: int, *,
+        is_careful: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Rows [top, bottom) of what attention makes, newly computed."""
+        band = attention.answer(self._normed(step, value, top, bottom), is_careful=is_careful)
+        if step.residual:
+            lift = self.ranges.exponent(step.source) - self.ranges.exponent(value)
+            band.add_(self._rows(step.source, top, bottom)[0], alpha=2.0**lift)
+        if step.divisor != 1.0:
+            band.div_(step.divisor)
+        return band.to(self.plan.dtype)
+
+    # repairs: how a band that is not finite is computed again
+
+    def _sound(self, event: Event, top: int, bottom: int, make: Rows, repair: Callable[[int, int], None]) -> Tensor:
+        """The band that `make` computes, once it is finite; until then `repair` changes how it is computed."""
+        step = self.program.steps[event.value - 1]
+        while True:
+            try:
+                return self._checked(step, event, top, bottom, make(top, bottom))
+            except OutOfRange as found:
+                is_repaired = found.is_repaired
+            assert self.repairs is not None, "only a RangeGuard calls a band out of range"
+            self.computed.clear()
+            self.repairs.note(step, top, (bottom - top) / self.shapes[event.value][1])
+            if not is_repaired:
+                repair(top, bottom)
+
+    def _repair(self, event: Event, target: _Target, top: int, bottom: int) -> None:
+        """Change how the first value on the way to this band that is not finite is computed.
+
+        Raises:
+            NanError: No precision helps.
+            HalfIsNotEnough: Nothing else is left.
+        """
+        assert self.repairs is not None
+        value, place = self._culprit(event.value, top, bottom)
+        step = self.program.steps[value - 1]
+        self.repairs.examine(step)
+        self.convolver.forget()
+        if place == "result" and self.ranges.shift(value):
+            self._divide(value, target if value == event.value else None)
+        elif place == "source" or not self.repairs.widen(value):
+            raise HalfIsNotEnough(step.name)
+
+    def _repair_attention(
+        self, attention: AttentionPass, step: AttentionStep, value: int, target: _Target, top: int, bottom: int
+    ) -> None:
+        """As `_repair`, for a band of attention whose queries, keys and values are finite."""
+        assert self.repairs is not None
+        self.repairs.examine(step)
+        try:
+            self._attended(attention, step, value, top, bottom, is_careful=True)
+        except OutOfRange:  # it was the scores, and they are repaired
+            return
+        if self.ranges.shift(value):
+            self._divide(value, target)
+        else:
+            attention.widen()
+
+    def _culprit(self, value: int, top: int, bottom: int) -> tuple[int, Place]:
+        """Which value is the first that is not finite on the way to these rows, and where in its step."""
+        self.is_careful = True
+        try:
+            self._compute(value, top, bottom)
+        except _Culprit as found:
+            return found.value, found.place
+        finally:
+            self.is_careful = False
+            self.computed.clear()
+        return value, "result"
+
+    def _examined(self, x: Tensor, value: int, place: Place) -> Tensor:
+        """x; while a culprit is looked for, only if it is finite."""
+        if self.is_careful and self.repairs is not None and not self.repairs.is_sound(x):
+            raise _Culprit(value, place)
+        return x
+
+    def _divide(self, value: int, target: _Target | None) -> None:
+        """What exists of a value is stored with its new exponent; its norms are computed again."""
+        if value in self.moments:
+            self.moments[value].divide(SHIFT_STEP)
+        for reader in self.readers[value]:
+            self.norms.pop(reader, None)
+        if target is not None:
+            target.divide(SHIFT_STEP)
 
 
 class _Target:
@@ -351,6 +448,15 @@ class _Target:
         if bottom == self.height:
             self._keep(self.buffer)
 
+    def divide(self, exponent: int) -> None:
+        """Rows that are written or wait to be are from now on stored divided by 2**exponent."""
+        if self.buffer is not None and self.written:
+            if self.stream.link is not None:
+                self.stream.link.finish()  # rows may still be on their way to the host
+            self.buffer[:, :, : self.written].mul_(0.5**exponent)
+        if self.pending is not None:
+            self.pending.mul_(0.5**exponent)
+
     def _write(self, rows: Tensor) -> None:
         assert self.buffer is not None
         place = self.buffer[:, :, self.written : self.written + rows.shape[2]]
@@ -364,13 +470,3 @@ class _Target:
         if self.event.over is not None:
             self.stream.values.pop(self.event.over, None)
         self.stream.values[self.event.value] = value
-
-
-def _resized(conv: Conv, rows: Rows, height: int, top: int, bottom: int) -> Tensor:
-    """Rows [top, bottom) of the module's input, made from the stored activation."""
-    if conv.resize == "up":
-        first = top // 2
-        x = F.interpolate(rows(first, (bottom + 1) // 2), scale_factor=2.0, mode="nearest")
-        return x[:, :, top - 2 * first : bottom - 2 * first]
-    x = rows(top, min(bottom, height))
-    return F.pad(x, (0, 1, 0, bottom - min(bottom, height))) if conv.resize == "down" else x

@@ -1,0 +1,164 @@
+"""Convolutions of bands of rows: by their weights, packed once per pass, or by calling the module.
+
+A convolution may be asked for its answer times a power of two, with its bias divided by another: that is how a value
+is stored with an exponent (see `ranges`).  The module itself is never changed for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor, log2
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sd_vae_kit.core.edges import Rows, call_module, call_on_band
+from sd_vae_kit.core.plan import Plan
+from sd_vae_kit.core.schedule import Handling, input_range
+from sd_vae_kit.core.steps import Conv
+from sd_vae_kit.core.subpixel import is_subpixel, subpixel_weight, upsampled
+
+SMALL_WEIGHT = 2.0**-10  # half-precision weights of this size (RMS) lose nothing yet to subnormal numbers
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What is wanted of a convolution with weight W and bias b: (W x) * 2**gain + b * 2**-bias, computed in `dtype`."""
+
+    dtype: torch.dtype
+    gain: int = 0
+    bias: int = 0
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """How a scaling is carried out.
+
+    Attributes:
+        weight, bias: For F.conv2d; of a module that is called: None, and what to take from its answer.
+        input_gain: What enters has to be multiplied by 2**input_gain; never positive.
+        lift: The answer has to be multiplied by 2**lift; never negative.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    input_gain: int = 0
+    lift: int = 0
+
+
+class Convolver:
+    """The convolutions of one run; packed weights live for one pass.
+
+    Args:
+        plan: Device and type of the run.
+        handling: How each module is run.
+    """
+
+    def __init__(self, plan: Plan, handling: dict[nn.Module, Handling]) -> None:
+        self.plan, self.handling = plan, handling
+        self.packed: dict[tuple[Conv, Scaling], _Packed] = {}
+
+    def forget(self) -> None:
+        """Let go of packed weights."""
+        self.packed.clear()
+
+    def input_gain(self, conv: Conv, scaling: Scaling) -> int:
+        """The power of two by which the rows that `__call__` asks for have to be multiplied already."""
+        return self._pack(conv, scaling).input_gain
+
+    def __call__(self, conv: Conv, rows: Rows, height: int, top: int, bottom: int, scaling: Scaling) -> Tensor:
+        """Output rows [top, bottom), in `scaling.dtype`.
+
+        Args:
+            rows: Gives rows of the source, `height` rows high, in `scaling.dtype`, times 2**`input_gain`.
+        """
+        packed = self._pack(conv, scaling)
+        if packed.weight is None:
+            y = self._called(conv, packed, rows, height, top, bottom).to(
+                scaling.dtype, copy=True, memory_format=torch.channels_last
+            )  # hosts may compute in another type; a crop keeps the whole alive, and may belong to the module
+            if packed.bias is not None:
+                y.sub_(packed.bias[:, None, None])
+        else:
+            y = _by_weights(conv, packed.weight, packed.bias, rows, height, top, bottom)
+        return y.mul_(2.0**packed.lift) if packed.lift else y
+
+    def _called(self, conv: Conv, packed: _Packed, rows: Rows, height: int, top: int, bottom: int) -> Tensor:
+        tall = conv.input_size((height, 1))[0]
+        handling = self.handling[conv.module]
+        return call_on_band(conv, handling, lambda a, b: _resized(conv, rows, height, a, b), tall, top, bottom)
+
+    def _pack(self, conv: Conv, scaling: Scaling) -> _Packed:
+        key = (conv, scaling)
+        if key not in self.packed:
+            by_weights = self.handling[conv.module] == "plain"
+            self.packed[key] = self._weights(conv, scaling) if by_weights else self._correction(conv, scaling)
+        return self.packed[key]
+
+    def _weights(self, conv: Conv, scaling: Scaling) -> _Packed:
+        """Weight and bias of a stock convolution in the layout of the bands.
+
+        Where the answer has to be smaller, weights take what they can without losing digits, the rows the rest.
+        """
+        module: Any = conv.module
+        device, dtype = self.plan.device, scaling.dtype
+        weight = module.weight.detach().to(device)
+        bias = None if module.bias is None else module.bias.detach().to(device)
+        down, lift = max(0, -scaling.gain), max(0, scaling.gain)
+        by_weights = min(down, weight_room(weight)) if down and dtype == torch.float16 else down
+        if by_weights:
+            weight = weight.float() * 2.0**-by_weights
+        if bias is not None and scaling.bias + lift:
+            bias = bias.float() * 2.0 ** -(scaling.bias + lift)
+        if is_subpixel(conv):
+            weight, bias = subpixel_weight(weight), None if bias is None else bias.repeat(4)
+        weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        return _Packed(weight, None if bias is None else bias.to(dtype), by_weights - down, lift)
+
+    def _correction(self, conv: Conv, scaling: Scaling) -> _Packed:
+        """What a called module adds too much: its bias is there in full, however small its input was made."""
+        lift, too_much = max(0, scaling.gain), None
+        if scaling.bias + lift:
+            too_much = seen_bias(conv, self.plan.device, scaling.dtype) * (1.0 - 2.0 ** -(scaling.bias + lift))
+        return _Packed(None, too_much, min(0, scaling.gain), lift)
+
+
+def weight_room(weight: Tensor) -> int:
+    """By how many powers of two these weights can be made smaller in half precision without losing digits."""
+    size = float(weight.float().square().mean().sqrt())
+    return 0 if not 0.0 < size < float("inf") else max(0, floor(log2(size / SMALL_WEIGHT)))
+
+
+def seen_bias(conv: Conv, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(C_out,): what the module answers to zeros, far from its edges, patches and casts included."""
+    zeros = torch.zeros(1, conv.channels_in, 2 * conv.reach[0], 2 * conv.reach[1], device=device, dtype=dtype)
+    answer = call_module(conv.module, zeros.contiguous(memory_format=torch.channels_last))
+    return answer[0, :, answer.shape[2] // 2, answer.shape[3] // 2].detach().to(dtype)
+
+
+def _by_weights(
+    conv: Conv, weight: Tensor, bias: Tensor | None, rows: Rows, height: int, top: int, bottom: int
+) -> Tensor:
+    if is_subpixel(conv):
+        return upsampled(weight, bias, rows, height, top, bottom)
+    tall = conv.input_size((height, 1))[0]
+    first, last = input_range(conv, top, bottom)
+    a, b = max(first, 0), min(last, tall)
+    x = _resized(conv, rows, height, a, b)
+    above, below = a - first, last - b
+    if above != below:
+        x, above = F.pad(x, (0, 0, above, below)), 0
+    groups: Any = conv.module
+    return F.conv2d(x, weight, bias, conv.stride, (above, conv.padding[1]), conv.dilation, groups.groups)
+
+
+def _resized(conv: Conv, rows: Rows, height: int, top: int, bottom: int) -> Tensor:
+    """Rows [top, bottom) of the module's input, made from the stored activation."""
+    if conv.resize == "up":
+        first = top // 2
+        x = F.interpolate(rows(first, (bottom + 1) // 2), scale_factor=2.0, mode="nearest")
+        return x[:, :, top - 2 * first : bottom - 2 * first]
+    x = rows(top, min(bottom, height))
+    return F.pad(x, (0, 1, 0, bottom - min(bottom, height))) if conv.resize == "down" else x
