@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd_vae_kit.core.edges import Rows, call_module, call_on_band
+from sd_vae_kit.core.padding import zero_padded
 from sd_vae_kit.core.plan import Plan
 from sd_vae_kit.core.schedule import Handling, input_range
 from sd_vae_kit.core.steps import Conv
@@ -149,7 +150,7 @@ def _by_weights(
     x = _resized(conv, rows, height, a, b)
     above, below = a - first, last - b
     if above != below:
-        x, above = F.pad(x, (0, 0, above, below)), 0
+        x, above = zero_padded(x, above=above, below=below), 0
     groups: Any = conv.module
     return F.conv2d(x, weight, bias, conv.stride, (above, conv.padding[1]), conv.dilation, groups.groups)
 
@@ -161,4 +162,4 @@ def _resized(conv: Conv, rows: Rows, height: int, top: int, bottom: int) -> Tens
         x = F.interpolate(rows(first, (bottom + 1) // 2), scale_factor=2.0, mode="nearest")
         return x[:, :, top - 2 * first : bottom - 2 * first]
     x = rows(top, min(bottom, height))
-    return F.pad(x, (0, 1, 0, bottom - min(bottom, height))) if conv.resize == "down" else x
+    return zero_padded(x, below=bottom - min(bottom, height), right=1) if conv.resize == "down" else x

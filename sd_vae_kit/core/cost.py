@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sd_vae_kit.core.heap import HEAP_CHURN
+from sd_vae_kit.core.heap import churn_limit
 from sd_vae_kit.core.plan import Plan
-from sd_vae_kit.core.schedule import Event, Handling, all_values, bytes_per_row, chain, make_schedule, source_range
+from sd_vae_kit.core.schedule import Event, Handling, all_values, make_schedule, source_range
 from sd_vae_kit.core.steps import AttentionStep, Conv, Program, Step
 from sd_vae_kit.core.subpixel import is_subpixel
 
@@ -70,8 +70,8 @@ class _Model:
                 if len(event.bands) == 1:
                     temporary -= self.bytes_of(event.value)  # the band itself is kept
             if len(event.bands) > 1 and self.plan.device.type == "cpu":
-                # freed but not yet returned: see heap.return_freed_memory; about a third of what may pile up
-                temporary += min(HEAP_CHURN, self._churn(event)) // 3
+                # freed but not yet returned: see heap.Heap; about a third of what may pile up
+                temporary += min(churn_limit(self.plan), self._churn(event)) // 3
             resident = sum(alive.values())
             if self.plan.on_host and self.plan.device.type != "cpu":
                 host, resident = max(host, resident), 0
@@ -84,8 +84,7 @@ class _Model:
 
     def _churn(self, event: Event) -> int:
         """Bytes of temporaries that a pass takes and frees."""
-        per_row = bytes_per_row(self.program, self.stored, self.shapes, event.value, self.plan.dtype)
-        return per_row * self.shapes[event.value][1] if per_row * event.bands[0][1] > MB else 0
+        return event.row_bytes * self.shapes[event.value][1] if event.row_bytes * event.bands[0][1] > MB else 0
 
     def _event(self, event: Event) -> tuple[int, float]:
         """(temporary bytes, multiplications) of a pass."""
@@ -95,7 +94,7 @@ class _Model:
             return self._attention(step, event, rows)
         self.memo: set[int] = set()
         band = self._band(event.value, rows)
-        weights = sum(self._weights(member) for member in chain(self.program, self.stored, event.value))
+        weights = sum(self._weights(member) for member in event.members)
         held = event.held * self.bytes_of(event.value, 1)
         return band.peak + weights + held, band.macs * self.shapes[event.value][1] / rows
 

@@ -105,7 +105,7 @@ def run_with_ladder(
 
 def _smaller_plans(program: Program, x: Tensor, failed: Plan) -> list[Plan]:
     """The ladder, and leaner versions of a plan whose bands were already smaller than the ladder's."""
-    plans = ladder(program, x.shape, failed.dtype, failed.device, 0)
+    plans = list(ladder(program, x.shape, failed.dtype, failed.device, 0))
     if failed.band_bytes is not None:
         for extra, share in ((LEAN_EXTRA, 2), (4.0, 8)):
             bands = max(1, failed.band_bytes // share)

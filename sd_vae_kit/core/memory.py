@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import ceil
 from typing import Literal
 
@@ -12,7 +13,7 @@ import torch
 from sd_vae_kit.core.cost import MB, Cost, predict
 from sd_vae_kit.core.free_memory import free_memory
 from sd_vae_kit.core.plan import Plan
-from sd_vae_kit.core.schedule import all_values, must_be_stored
+from sd_vae_kit.core.schedule import all_values, bytes_per_row, must_be_stored
 from sd_vae_kit.core.steps import Program, Step
 
 Mode = Literal["auto", "always", "never"]
@@ -22,9 +23,21 @@ BAND_BYTES = {"cpu": 16 * MB}  # as fast as 32 and 64, measured; 4 is slower by 
 BAND_BYTES_DEVICE = 256 * MB  # enough work per kernel launch
 LEAN_BAND_BYTES = {"cpu": 8 * MB}
 LEAN_BAND_BYTES_DEVICE = 64 * MB
+SMALL_BAND_BYTES = 2 * MB  # where nothing else fits
+BAND_ROWS = 12  # of the largest step at least: lower bands read and compute mostly halo
+BAND_SHARE = 16  # but never more than this part of the picture's height
 LEAN_EXTRA = 0.4  # extra arithmetic that `stream-lean` may spend unless told otherwise
-PROXY_PIXELS = 512 * 512  # lean plans are searched on a picture of at most this size
 UNKNOWN_FREE = 1 << 30  # budget on devices that do not tell (DirectML)
+
+
+def band_bytes_for(program: Program, shape: Sequence[int], dtype: torch.dtype, at_least: int) -> int:
+    """Temporaries of one band: `at_least`, or what `BAND_ROWS` rows of the largest step take in a wide picture."""
+    shapes = program.shapes((shape[2], shape[3]))
+    largest = 0
+    for value in range(1, len(shapes)):
+        rows = min(BAND_ROWS, shapes[value][1] // BAND_SHARE)
+        largest = max(largest, rows * bytes_per_row(program, shapes, (value,), dtype))
+    return max(at_least, largest)
 
 
 def whole_plan(device: torch.device, dtype: torch.dtype) -> Plan:
@@ -43,65 +56,79 @@ def lean_plan(
 ) -> Plan:  # fmt: skip
     """Some values are computed again instead of stored.
 
-    At the worst moment, the value whose absence lowers the peak most is left out, and so on.
-
     Args:
         extra: Arithmetic that may be added, as a fraction of plain streaming's; 0 stores everything.
         budget_bytes: Stop as soon as the prediction fits.
         band_bytes: Temporaries of one band.
     """
-    bands = band_bytes or LEAN_BAND_BYTES.get(device.type, LEAN_BAND_BYTES_DEVICE)
-    small, shrunk = _proxy(program, shape)
-    plan = Plan("stream-lean", device, dtype, all_values(program), max(1, bands // shrunk))
-    cost = predict(program, plan, small)
-    limit = cost.macs * (1.0 + extra)
-    fixed = must_be_stored(program)
-    while cost.peak_bytes > budget_bytes // shrunk:
-        tried = [
-            replace(plan, stored=all_of(plan) - group) for group in _omissions(program, all_of(plan) - fixed, small)
-        ]
-        costs = [(predict(program, other, small), other) for other in tried]
-        fitting = [pair for pair in costs if pair[0].macs <= limit and pair[0].peak_bytes < cost.peak_bytes]
-        if not fitting:
-            break
-        cost, plan = min(fitting, key=lambda pair: (pair[0].peak_bytes, pair[0].macs))
-    return replace(plan, band_bytes=bands)
+    return _LeanSearch(program, shape, device, dtype, band_bytes).plan(extra, budget_bytes)
 
 
-def all_of(plan: Plan) -> frozenset[int]:
-    return plan.stored or frozenset()
+class _LeanSearch:
+    """At the worst moment, the value whose absence lowers the peak most is left out, and so on.
+
+    Searches with other limits on the arithmetic start alike, so what was predicted once is remembered.
+    """
+
+    def __init__(
+        self, program: Program, shape: Sequence[int], device: torch.device, dtype: torch.dtype, band_bytes: int | None
+    ) -> None:
+        self.program, self.shape = program, shape
+        default = LEAN_BAND_BYTES.get(device.type, LEAN_BAND_BYTES_DEVICE)
+        bands = band_bytes or band_bytes_for(program, shape, dtype, default)
+        self.all = all_values(program)
+        self.free = self.all - must_be_stored(program)
+        self.start = Plan("stream-lean", device, dtype, self.all, bands)
+        self.shapes = program.shapes((shape[2], shape[3]))
+        self.costs: dict[frozenset[int], Cost] = {}
+
+    def cost(self, stored: frozenset[int]) -> Cost:
+        if stored not in self.costs:
+            self.costs[stored] = predict(self.program, replace(self.start, stored=stored), self.shape)
+        return self.costs[stored]
+
+    def plan(self, extra: float, budget_bytes: int) -> Plan:
+        stored, cost = self.all, self.cost(self.all)
+        limit = cost.macs * (1.0 + extra)
+        while extra > 0.0 and cost.peak_bytes > budget_bytes:
+            tried = {stored - group for group in _omissions(self.program, stored & self.free, self.shapes)}
+            fitting = [
+                (found.peak_bytes, found.macs, sorted(other))
+                for other in tried
+                if (found := self.cost(other)).macs <= limit and found.peak_bytes < cost.peak_bytes
+            ]
+            if not fitting:
+                break
+            stored = frozenset(min(fitting)[2])
+            cost = self.cost(stored)
+        return replace(self.start, stored=stored)
 
 
-def _proxy(program: Program, shape: Sequence[int]) -> tuple[tuple[int, int, int, int], int]:
-    """A small picture of the same proportions, on which the same values are worth storing, and the ratio of areas."""
-    height, width = shape[2], shape[3]
-    factor = 1
-    while max(h * w for _, h, w in program.shapes((height // factor, width // factor))) > PROXY_PIXELS:
-        if min(height, width) // (2 * factor) < 16:
-            break
-        factor *= 2
-    return (1, shape[1], height // factor, width // factor), factor * factor
-
-
-def _omissions(program: Program, values: frozenset[int], shape: Sequence[int]) -> list[frozenset[int]]:
-    """Sets of values worth leaving out together: a large one alone, or all of one kind at one resolution.
+def _omissions(program: Program, values: frozenset[int], shapes: list[tuple[int, int, int]]) -> list[frozenset[int]]:
+    """Sets of values worth leaving out together: a large one alone, or all of a kind, at one resolution or from it up.
 
     Leaving out one of several equally large values lowers no peak, so single values alone would get stuck.
     """
-    shapes = program.shapes((shape[2], shape[3]))
     largest = sorted(values, key=lambda v: -shapes[v][0] * shapes[v][1] * shapes[v][2])[:6]
     groups = [frozenset({value}) for value in largest]
-    for height in sorted({shapes[value][1] for value in values}):
-        # values between the two convolutions of a residual block, and those that a bare convolution makes
-        between: set[int] = set()
-        bare: set[int] = set()
-        for value in values:
-            step = program.steps[value - 1]
-            if shapes[value][1] == height and isinstance(step, Step) and step.residual is None:
-                (bare if step.norm is None else between).add(value)
-        narrow = {value for value in between if shapes[value] == shapes[program.steps[value - 1].source]}
-        groups += [frozenset(group) for group in (narrow, between, bare, narrow | bare, between | bare)]
+    kinds = _kinds(program, values, shapes)
+    heights = sorted({shapes[value][1] for value in values})
+    for kind in kinds:
+        groups += [frozenset(v for v in kind if shapes[v][1] == height) for height in heights]
+        groups += [frozenset(v for v in kind if shapes[v][1] >= height) for height in heights]
     return [group for group in dict.fromkeys(groups) if group]
+
+
+def _kinds(program: Program, values: frozenset[int], shapes: list[tuple[int, int, int]]) -> list[set[int]]:
+    """Values between the two convolutions of a residual block, those that a bare convolution makes, and so on."""
+    between: set[int] = set()
+    bare: set[int] = set()
+    for value in values:
+        step = program.steps[value - 1]
+        if isinstance(step, Step) and step.residual is None:
+            (bare if step.norm is None else between).add(value)
+    narrow = {value for value in between if shapes[value] == shapes[program.steps[value - 1].source]}
+    return [narrow, between, bare, narrow | bare, between | bare, set(values)]
 
 
 def host_plan(device: torch.device, dtype: torch.dtype, band_bytes: int | None = None) -> Plan:
@@ -111,18 +138,20 @@ def host_plan(device: torch.device, dtype: torch.dtype, band_bytes: int | None =
 
 def ladder(
     program: Program, shape: Sequence[int], dtype: torch.dtype, device: torch.device, budget_bytes: int
-) -> list[Plan]:
-    """Plans from the fastest to the smallest."""
-    plans = [whole_plan(device, dtype), stream_plan(device, dtype)]
-    plans.append(replace(lean_plan(program, shape, device, dtype, extra=0.0), kind="stream"))
+) -> Iterator[Plan]:
+    """Plans from the fastest to the smallest; each is searched for when it is asked for."""
+    yield whole_plan(device, dtype)
+    default = BAND_BYTES.get(device.type, BAND_BYTES_DEVICE)
+    yield stream_plan(device, dtype, band_bytes_for(program, shape, dtype, default))
+    search = _LeanSearch(program, shape, device, dtype, None)
+    yield replace(search.plan(0.0, 0), kind="stream")
     for extra in (LEAN_EXTRA, 1.0, 2.0):
-        plans.append(lean_plan(program, shape, device, dtype, extra=extra, budget_bytes=int(budget_bytes * MARGIN)))
-    small = 2 * MB
+        yield search.plan(extra, budget_bytes)
     if device.type != "cpu":
-        plans += [host_plan(device, dtype), host_plan(device, dtype, small)]
+        yield host_plan(device, dtype, band_bytes_for(program, shape, dtype, LEAN_BAND_BYTES_DEVICE))
+        yield host_plan(device, dtype, SMALL_BAND_BYTES)
     else:
-        plans.append(lean_plan(program, shape, device, dtype, extra=4.0, band_bytes=small))
-    return plans
+        yield lean_plan(program, shape, device, dtype, extra=4.0, band_bytes=SMALL_BAND_BYTES)
 
 
 @dataclass(frozen=True)
@@ -203,13 +232,14 @@ def _choose(
         return whole_plan(device, dtype), whole, "tiling is off"
     if mode == "auto" and whole.peak_bytes <= budget:
         return whole_plan(device, dtype), whole, "the whole picture fits"
-    stream = stream_plan(device, dtype)
-    cost = predict(program, stream, shape)
-    if cost.peak_bytes <= budget:
-        return stream, cost, "always stream" if mode == "always" else "the whole picture does not fit"
-    candidates = [(plan, predict(program, plan, shape)) for plan in ladder(program, shape, dtype, device, budget)[2:]]
-    for plan, cost in candidates:
+    tried: list[tuple[Plan, Cost]] = []
+    for plan in islice(ladder(program, shape, dtype, device, budget), 1, None):
+        cost = predict(program, plan, shape)
         if cost.peak_bytes <= budget:
-            return plan, cost, "storing every activation does not fit"
-    plan, cost = min(candidates, key=lambda pair: pair[1].peak_bytes)
+            reason = "storing every activation does not fit"
+            if not tried:
+                reason = "always stream" if mode == "always" else "the whole picture does not fit"
+            return plan, cost, reason
+        tried.append((plan, cost))
+    plan, cost = min(tried, key=lambda pair: pair[1].peak_bytes)
     return plan, cost, ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import nn
@@ -74,6 +74,30 @@ def rows_needed(
 
 
 @dataclass(frozen=True)
+class Bands(Sequence[tuple[int, int]]):
+    """(top, bottom) of bands that cover [0, height) once, each `rows` high, the last perhaps less.
+
+    Computed when asked for: a plan for a huge picture is judged by its first bands, and there may be thousands.
+    """
+
+    height: int
+    rows: int
+
+    def __len__(self) -> int:
+        return -(-self.height // self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[tuple[int, int], ...]: ...
+    def __getitem__(self, index: int | slice) -> tuple[int, int] | tuple[tuple[int, int], ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        top = range(0, self.height, self.rows)[index]
+        return top, min(top + self.rows, self.height)
+
+
+@dataclass(frozen=True)
 class Event:
     """One pass over a value: it is computed in bands and stored, or only its statistics are taken.
 
@@ -85,15 +109,19 @@ class Event:
         held: Rows at the end of a band that are written after the next band was computed.
         needs_moments: Whether a norm reads this value.
         frees: Values that nobody reads after this event.
+        members: The value and those that are computed on the way to it, because they are not stored.
+        row_bytes: Temporary bytes for each row of the value.
     """
 
     value: int
     is_stored: bool
-    bands: tuple[tuple[int, int], ...]
+    bands: Bands
     over: int | None
     held: int
     needs_moments: bool
     frees: tuple[int, ...]
+    members: tuple[int, ...]
+    row_bytes: int
 
 
 def all_values(program: Program) -> frozenset[int]:
@@ -126,17 +154,20 @@ def make_schedule(
     modes = handling if handling is not None else plain_everywhere(program)
     normed = {step.source for step in program.steps if step.norm is not None}
     passes = _passes(program, stored, normed)
-    reads = [set(rows_needed(program, stored, shapes, modes, value, 0, shapes[value][1])) for value, _ in passes]
+    members = [chain(program, stored, value) for value, _ in passes]
+    reads = [_reads(program, computed) for computed in members]
     last_read = {source: i for i, sources in enumerate(reads) for source in sources}
     events = []
     for i, (value, is_stored) in enumerate(passes):
-        bands = split_rows(shapes[value][1], band_rows(program, plan, stored, shapes, value))
+        row_bytes = bytes_per_row(program, shapes, members[i], plan.dtype)
+        bands = split_rows(shapes[value][1], band_rows(plan, shapes[value][1], row_bytes))
         dying = sorted(source for source in reads[i] if last_read[source] == i and source != 0)
         over, held = None, 0
         if is_stored and value != len(program.steps):
             same_size = [source for source in dying if shapes[source] == shapes[value]]
             over, held = _overwritten(program, stored, shapes, modes, value, bands, same_size)
-        events.append(Event(value, is_stored, bands, over, held, value in normed, tuple(dying)))
+        needs_moments = value in normed
+        events.append(Event(value, is_stored, bands, over, held, needs_moments, tuple(dying), members[i], row_bytes))
     return events
 
 
@@ -177,7 +208,7 @@ def _passes(program: Program, stored: frozenset[int], normed: set[int]) -> list[
 
 def _overwritten(
     program: Program, stored: frozenset[int], shapes: list[tuple[int, int, int]], modes: dict[nn.Module, Handling],
-    value: int, bands: tuple[tuple[int, int], ...], candidates: list[int],
+    value: int, bands: Bands, candidates: list[int],
 ) -> tuple[int | None, int]:  # fmt: skip
     """Which dying value of the same size can take the result, and how many rows have to wait for the next band."""
     if not candidates:
@@ -194,46 +225,46 @@ def _overwritten(
     return (best, held[best]) if held[best] <= max(8, bands[0][1]) else (None, 0)
 
 
-def band_rows(
-    program: Program, plan: Plan, stored: frozenset[int], shapes: list[tuple[int, int, int]], value: int
-) -> int:
-    """How high a band of `value` may be: the temporaries of the steps it runs through fit `plan.band_bytes`."""
-    height = shapes[value][1]
+def band_rows(plan: Plan, height: int, row_bytes: int) -> int:
+    """How high a band of a value `height` rows high may be: `row_bytes` for each row fit `plan.band_bytes`."""
     if plan.band_bytes is None:
         return height
-    rows = plan.band_bytes // max(1, bytes_per_row(program, stored, shapes, value, plan.dtype))
     # even, because nearest upsampling and stride 2 work on pairs of rows
-    return min(height, max(2, rows // 2 * 2))
+    return min(height, max(2, plan.band_bytes // max(1, row_bytes) // 2 * 2))
 
 
 def bytes_per_row(
-    program: Program, stored: frozenset[int], shapes: list[tuple[int, int, int]], value: int, dtype: torch.dtype
+    program: Program, shapes: list[tuple[int, int, int]], members: tuple[int, ...], dtype: torch.dtype
 ) -> int:
-    """Temporary bytes for each row of `value`: input and output of the largest step in its chain."""
-    height = shapes[value][1]
+    """Temporary bytes for each row of the last of `members`: input and output of the largest step among them."""
     largest = 0
-    for member in chain(program, stored, value):
-        step = program.steps[member - 1]
-        taken = shapes[member][0] * shapes[member][1] * shapes[member][2]
-        taken += shapes[step.source][0] * shapes[step.source][1] * shapes[step.source][2]
+    for member in members:
+        taken = 0
+        for value in (member, program.steps[member - 1].source):
+            channels, height, width = shapes[value]
+            taken += channels * height * width
         largest = max(largest, taken)
-    return -(-largest * dtype.itemsize // height)
+    return -(-largest * dtype.itemsize // shapes[members[-1]][1])
 
 
-def chain(program: Program, stored: frozenset[int], value: int) -> list[int]:
-    """`value` and the values that are computed on the way to it because they are not stored."""
+def chain(program: Program, stored: frozenset[int], value: int) -> tuple[int, ...]:
+    """`value`, the last, and the values that are computed on the way to it because they are not stored."""
     members, waiting = set[int](), [value]
     while waiting:
         member = waiting.pop()
         if member not in members:
             members.add(member)
             waiting += [v for v in program.steps[member - 1].reads if v != 0 and v not in stored]
-    return sorted(members)
+    return tuple(sorted(members))
 
 
-def split_rows(height: int, rows: int) -> tuple[tuple[int, int], ...]:
+def _reads(program: Program, members: tuple[int, ...]) -> set[int]:
+    """Stored values, and perhaps the input, that computing `members` reads."""
+    return {source for member in members for source in program.steps[member - 1].reads} - set(members)
+
+
+def split_rows(height: int, rows: int) -> Bands:
     """Bands of about equal height, at most `rows` (even numbers), that cover [0, height) once."""
     count = -(-height // rows)
     even = -(-height // count)
-    even = min(rows, even + even % 2) if rows < height else height
-    return tuple((top, min(top + even, height)) for top in range(0, height, even))
+    return Bands(height, min(rows, even + even % 2) if rows < height else height)

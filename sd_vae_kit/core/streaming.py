@@ -26,12 +26,12 @@ from sd_vae_kit.core.attention import AttentionPass
 from sd_vae_kit.core.convolution import Convolver, Scaling
 from sd_vae_kit.core.edges import Rows, edge_handlings
 from sd_vae_kit.core.group_norm import Moments, ScaleShift, band_moments, scale_and_shift
-from sd_vae_kit.core.heap import HEAP_CHURN, return_freed_memory
+from sd_vae_kit.core.heap import Heap
 from sd_vae_kit.core.host_link import HostLink, is_remote
 from sd_vae_kit.core.plan import BandGuard, OnStep, OutOfRange, Plan, RunStats
 from sd_vae_kit.core.range_guard import HalfIsNotEnough, RangeGuard
 from sd_vae_kit.core.ranges import SHIFT_STEP, Ranges, is_homogeneous
-from sd_vae_kit.core.schedule import Event, Handling, all_values, bytes_per_row, make_schedule, rows_needed, split_rows
+from sd_vae_kit.core.schedule import Event, Handling, make_schedule, rows_needed, split_rows
 from sd_vae_kit.core.steps import AttentionStep, Conv, Program, Step
 from sd_vae_kit.errors import Interrupted, PlanError
 
@@ -134,6 +134,7 @@ class _Stream:
         self.convolver = Convolver(plan, handling)
         self.computed: dict[int, tuple[int, int, Tensor]] = {}  # rows of values that are not stored, for one band
         self.link = HostLink(plan.device) if is_remote(plan) else None
+        self.heap = Heap(plan) if plan.device.type == "cpu" else None
 
     def run(self, x: Tensor, result: Tensor) -> None:
         """Take x (1, C, h, w) through all passes; the last one writes `result`."""
@@ -152,15 +153,12 @@ class _Stream:
                 self.values.pop(value, None)
             if self.link is not None:
                 self.link.finish()
-            if self.plan.device.type == "cpu":
-                return_freed_memory()
+            if self.heap is not None:
+                self.heap.pass_done()
 
     def _sweep(self, step: Step, event: Event, result: Tensor | None) -> None:
         """Compute a value in bands; store it or only take its statistics."""
         target = _Target(self, event, result)
-        stored = all_values(self.program) if self.plan.stored is None else self.plan.stored
-        per_row = bytes_per_row(self.program, stored, self.shapes, event.value, self.plan.dtype)
-        churned = 0
         make, repair = partial(self._compute, event.value), partial(self._repair, event, target)
         for i, (top, bottom) in enumerate(event.bands):
             if self.link is not None:
@@ -171,10 +169,8 @@ class _Stream:
             if event.is_stored:
                 target.commit(top, bottom, band)
             del band
-            churned += per_row * (bottom - top)
-            if self.plan.device.type == "cpu" and churned >= HEAP_CHURN:
-                return_freed_memory()
-                churned = 0
+            if self.heap is not None:
+                self.heap.freed(event.row_bytes * (bottom - top))
             self.progress.band_done()
 
     def _prefetch(self, value: int, top: int, bottom: int) -> None:
@@ -308,6 +304,8 @@ class _Stream:
             target.commit(top, bottom, band)
             del band
             self.progress.band_done()
+        if self.heap is not None:
+            self.heap.freed(6 * attention.keys.nbytes)  # normed rows twice, queries, answers, keys and values
 
     def _take_keys(self, attention: AttentionPass, step: AttentionStep, event: Event) -> None:
         width, height = self.shapes[step.source][2], self.shapes[step.source][1]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sd_vae_kit.core.edges import Rows
+from sd_vae_kit.core.padding import zero_padded
 from sd_vae_kit.core.steps import Conv
 
 
@@ -21,13 +24,16 @@ def subpixel_weight(weight: Tensor) -> Tensor:
 
     A part holds the sums of the taps that fall on the same pixel of the small picture.
     """
-    w = weight if weight.dtype == torch.float64 else weight.float()
-    phases = []
-    for taps in ((w[:, :, :1], w[:, :, 1:].sum(2, keepdim=True)), (w[:, :, :2].sum(2, keepdim=True), w[:, :, 2:])):
-        v = torch.cat(taps, 2)
-        phases.append(torch.cat((v[..., :1], v[..., 1:].sum(3, keepdim=True)), 3))
-        phases.append(torch.cat((v[..., :2].sum(3, keepdim=True), v[..., 2:]), 3))
-    return torch.cat(phases).to(weight.dtype)
+    channels_out, channels_in = weight.shape[:2]
+    # (3, 3, C_out, C_in): sums then run over contiguous rows, and the result is channels_last as it stands
+    taps = weight.permute(2, 3, 0, 1).to(weight.dtype if weight.dtype == torch.float64 else torch.float32).contiguous()
+    phases = torch.empty(4, channels_out, 2, 2, channels_in, dtype=weight.dtype, device=weight.device)
+    parts = (((0,), (1, 2)), ((0, 1), (2,)))  # of the first and the second place: taps on either small pixel
+    for down, across in product((0, 1), repeat=2):
+        for i, j in product((0, 1), repeat=2):
+            seen = [taps[a, b] for a, b in product(parts[down][i], parts[across][j])]
+            phases[2 * down + across, :, i, j] = sum(seen[1:], seen[0])
+    return phases.flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def upsampled(weight: Tensor, bias: Tensor | None, rows: Rows, height: int, top: int, bottom: int) -> Tensor:
@@ -42,7 +48,7 @@ def upsampled(weight: Tensor, bias: Tensor | None, rows: Rows, height: int, top:
     x = rows(a, b)
     above, below = a - (first - 1), last + 1 - b
     if above != below:
-        x, above = F.pad(x, (0, 0, above, below)), 0
+        x, above = zero_padded(x, above=above, below=below), 0
     y = F.conv2d(x, weight, bias, padding=(above, 1))
     del x
     channels, width = weight.shape[0] // 4, y.shape[3] - 1
