@@ -69,9 +69,8 @@ class _Model:
                 alive[event.value] = self.bytes_of(event.value)
                 if len(event.bands) == 1:
                     temporary -= self.bytes_of(event.value)  # the band itself is kept
-            if len(event.bands) > 1 and self.plan.device.type == "cpu":
-                # freed but not yet returned: see heap.Heap; about a third of what may pile up
-                temporary += min(churn_limit(self.plan), self._churn(event)) // 3
+            if self.plan.device.type == "cpu":
+                temporary += self._slack(event)
             resident = sum(alive.values())
             if self.plan.on_host and self.plan.device.type != "cpu":
                 host, resident = max(host, resident), 0
@@ -82,9 +81,16 @@ class _Model:
                 alive.pop(value, None)
         return Cost(result + device, host, macs * batch, bands * batch)
 
-    def _churn(self, event: Event) -> int:
-        """Bytes of temporaries that a pass takes and frees."""
-        return event.row_bytes * self.shapes[event.value][1] if event.row_bytes * event.bands[0][1] > MB else 0
+    def _slack(self, event: Event) -> int:
+        """Bytes that were freed but not yet returned to the system: see `heap.Heap`; measured, not derived.
+
+        The temporaries of a single step find the holes of the band before; those of a chain are of many sizes.
+        """
+        band = event.row_bytes * event.bands[0][1]
+        if len(event.bands) == 1 or band <= MB:
+            return 0
+        piled = min(churn_limit(self.plan), event.row_bytes * self.shapes[event.value][1]) // 2
+        return piled if len(event.members) > 1 else min(piled, 3 * band)
 
     def _event(self, event: Event) -> tuple[int, float]:
         """(temporary bytes, multiplications) of a pass."""
