@@ -1,4 +1,5 @@
-// VAE Kit's panel inside a web UI: keeps the sentence about the active VAE true, and explains the dropdowns on hover.
+// VAE Kit inside a web UI: keeps the panel's sentence about the active VAE true, explains the dropdowns on hover, and
+// leads from a message in the panel to the VAE it names.
 (function () {
     "use strict";
 
@@ -37,6 +38,44 @@
         setTimeout(() => waitForCheckpoint(next), next);
     }
 
+    // --- the tab "VAE Kit" ---
+
+    const TAB = "VAE Kit";
+
+    function tabButton() {
+        const buttons = gradioApp().querySelectorAll("#tabs > .tab-nav button");
+        return [...buttons].find((button) => button.textContent.trim() === TAB);
+    }
+
+    function wantedField() {
+        return gradioApp().querySelector("#vae_kit_catalogue_wanted textarea, #vae_kit_catalogue_wanted input");
+    }
+
+    /** Lists the files again, and selects the VAE that is wanted, if there is one. */
+    function lookAgain() {
+        setTimeout(() => find("vae_kit_catalogue_look")?.click(), SETTLE_MS); // a field must have told its value before
+    }
+
+    /** Links in the panel that name a VAE lead to it; whoever opens the tab sees the files that are there now. */
+    function followLinks() {
+        gradioApp().addEventListener("click", (event) => {
+            const link = event.target.closest?.("[data-vae-kit-entry]");
+            const field = wantedField();
+            if (link && field) {
+                event.preventDefault();
+                field.value = link.dataset.vaeKitEntry;
+                updateInput(field);
+                tabButton()?.click();
+                lookAgain();
+            }
+        });
+        onUiTabChange(() => {
+            if (get_uiCurrentTab()?.textContent.trim() === TAB && !wantedField()?.value) {
+                lookAgain();
+            }
+        });
+    }
+
     function addTooltips() {
         for (const [id, text] of Object.entries(TOOLTIPS)) {
             const element = find(id);
@@ -48,6 +87,7 @@
 
     onUiLoaded(() => {
         addTooltips();
+        followLinks();
         refreshSentences();
         setTimeout(() => waitForCheckpoint(POLL_MS), POLL_MS);
     });

@@ -23,7 +23,7 @@ from vae_files import kl_config, kl_state, randomised, write
 
 from sd_vae_kit.core.autoencoder import AutoencoderKL
 
-CALLBACKS = ("script_unloaded", "before_ui", "ui_settings", "model_loaded", "app_started")
+CALLBACKS = ("script_unloaded", "before_ui", "ui_settings", "ui_tabs", "model_loaded", "infotext_pasted", "app_started")
 
 
 class OptionInfo:
@@ -250,7 +250,7 @@ class FakeA1111:
         cpu = torch.device("cpu")
         (self.folder / "Stable-diffusion").mkdir(parents=True)
         self._module("modules").__path__ = []
-        self._module("modules.paths", data_path=str(self.folder))
+        self._module("modules.paths", data_path=str(self.folder), models_path=str(self.folder))
         self._module("modules.devices", cpu=cpu, device=cpu, dtype_vae=torch.float32)
         self._module("modules.call_queue", queue_lock=threading.Lock())
         self._module("modules.lowvram", is_enabled=lambda model: model is not None and model.lowvram)

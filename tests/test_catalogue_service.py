@@ -11,13 +11,14 @@ import torch
 from fault_server import FaultServer
 from safetensors.torch import save
 
-from sd_vae_kit.app.catalogue_service import CatalogueService
 from sd_vae_kit.catalogue import Catalogue, catalogue
+from sd_vae_kit.catalogue_service import CatalogueService
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.core.latent_format import FORMATS
 from sd_vae_kit.errors import ConsentError, OptionError, RulesError, VaeNotFoundError
 from sd_vae_kit.features import gallery
 from sd_vae_kit.features.guard_family import FamilyGuard
+from sd_vae_kit.features.history import History
 from sd_vae_kit.features.rules import Rule, RulesFile, dump
 from sd_vae_kit.host import Checkpoint
 from sd_vae_kit.library import Folder, Library
@@ -49,7 +50,13 @@ def applied():
 
 
 @pytest.fixture
-def service(tmp_path, server, content, applied):
+def forbidden():
+    """Why files may not be written; a test changes it."""
+    return [""]
+
+
+@pytest.fixture
+def service(tmp_path, server, content, applied, forbidden):
     vaes, models = tmp_path / "VAE", tmp_path / "models"
     vaes.mkdir()
     models.mkdir()
@@ -76,10 +83,13 @@ def service(tmp_path, server, content, applied):
         known,
         FamilyGuard(library, tmp_path / "families.json", known),
         RulesFile(tmp_path / "vae_rules.json"),
-        folder=vaes,
+        History(tmp_path / "history.json"),
+        folder=lambda known: vaes,
         cards=(models, tmp_path / "missing"),
         active=lambda: "small.safetensors",
         apply=lambda: applied.append(True),
+        refresh=library.refresh,
+        forbidden=lambda: forbidden[0],
     )
     yield service
     service.close()
@@ -112,10 +122,11 @@ def test_the_preview_shortcut_fetches_both_halves_for_the_family_in_use(service,
 
 def test_what_a_pasted_picture_wants_leads_the_list(service):
     digits = catalogue().find("SDXL VAE 1.0").sha256[:10]
-    line = service.suggestion(digits)
-    assert line == f'The catalogue knows hash {digits}: it is "SDXL VAE 1.0", install it on the VAE tab.'
+    line = f'The catalogue knows hash {digits}: it is "SDXL VAE 1.0"; it can be installed.'
+    assert service.missing(digits) == ("SDXL VAE 1.0", line)
+    assert service.is_missing("SDXL VAE 1.0")
     assert (service.rows()[0].name, service.rows()[0].used_by) == ("SDXL VAE 1.0", ("the pasted picture",))
-    assert service.suggestion("0123456789") == ""
+    assert service.missing("0123456789") == ("", "")
     assert service.rows()[0].used_by == ()
 
 
@@ -128,11 +139,50 @@ def test_without_consent_nothing_begins(service):
 def test_verify_says_what_a_file_is_and_of_which_family(service):
     service.install("Small", False)
     finished(service)
-    message = service.verify("small.safetensors")
+    *running, last = service.verify("small.safetensors")
+    assert [state.fraction for state in running] == [1.0, 1.0]
+    assert all(state.is_running for state in running)
+    message = last.lines[0]
     assert message.level == "info"
     assert message.text.endswith("Family: SD 1.x / 2.x (its hash is that of Small).")
     with pytest.raises(VaeNotFoundError, match=r"SDXL VAE 1\.0 is not installed"):
-        service.verify("SDXL VAE 1.0")
+        next(service.verify("SDXL VAE 1.0"))
+
+
+def test_verifying_a_large_file_says_how_far_it_is(service, tmp_path, monkeypatch):
+    (tmp_path / "VAE" / "large.safetensors").write_bytes(bytes(1000))
+    service._library.refresh()
+    monkeypatch.setattr(gallery, "BLOCK", 10)
+    *running, last = service.verify("large.safetensors")
+    fractions = [state.fraction for state in running]
+    assert fractions == sorted(fractions)
+    assert 20 <= len(fractions) <= 51
+    assert last.lines[0].text.startswith("large.safetensors is not in the catalogue; all of it could be read")
+
+
+def test_where_writing_is_forbidden_nothing_is_written_and_one_line_says_why(service, forbidden, server, tmp_path):
+    forbidden[0] = "Not here."
+    assert service.notice() == "Not here."
+    actions = (
+        lambda: service.install("Small", True),
+        service.install_tiny,
+        lambda: service.save_rules(dump(())),
+        lambda: service.reveal("x"),
+    )
+    for action in actions:
+        with pytest.raises(OptionError, match=r"Not here\."):
+            action()
+    assert server.requests == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["VAE", "models"]
+    assert service.rows()
+    assert service.explain("", "picture") == []
+
+
+def test_checkpoints_that_were_used_with_a_file_are_listed(service):
+    service.install("Small", False)
+    finished(service)
+    service._history.note(service._library.get("small.safetensors"), "model")
+    assert service.rows()[0].used_by == ("model",)
 
 
 def test_reveal_names_the_path_where_no_file_manager_is(service, monkeypatch, tmp_path):

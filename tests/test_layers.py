@@ -17,6 +17,7 @@ NEVER = {"ldm", "sgm"}  # the host's own copies differ from host to host; its mo
 BASE = {"errors", "settings"}
 FILES = BASE | {"core", "library", "catalogue", "download", "pictures", "infotext", "latent_file"}  # no host needed
 BELOW_UI = FILES | {"host", "features", "demo"}
+PAGES = BELOW_UI | {"api", "adapters", "ui", "catalogue_service"}
 
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # layer: (own layers below it, third-party packages)
     "errors": (set(), set()),
@@ -33,9 +34,13 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # layer: (own layers below
     "features": (FILES | {"host"}, {"torch", "numpy", "PIL"}),
     "adapters": (BELOW_UI, TORCH | {"numpy", "PIL", "diffusers"} | HOST),
     "ui": (BASE | {"library", "catalogue", "host", "features", "pictures", "infotext"}, {"gradio", "PIL", "numpy"}),
+    "catalogue_service": (BASE | {"core", "library", "catalogue", "host", "features", "ui"}, set()),
     "api": (FILES | {"host"}, TORCH | {"fastapi", "pydantic"}),
-    "webui": (BELOW_UI | {"api", "adapters", "ui"}, HOST | {"gradio", "torch", "fastapi", "pydantic", "PIL"}),
-    "app": (BELOW_UI | {"api", "adapters", "ui"}, {"gradio", "platformdirs", "PIL"}),
+    "webui": (
+        BELOW_UI | {"api", "adapters", "ui", "catalogue_service"},
+        HOST | {"gradio", "torch", "fastapi", "pydantic", "PIL"},
+    ),
+    "app": (BELOW_UI | {"api", "adapters", "ui", "catalogue_service"}, {"gradio", "platformdirs", "PIL"}),
     "cli": (FILES | {"host", "features"}, TORCH | {"PIL", "numpy", "tqdm", "platformdirs"}),
     "__init__": (set(), set()),
     "__main__": ({"errors", "cli", "app"}, set()),

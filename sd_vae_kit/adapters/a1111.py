@@ -33,11 +33,14 @@ from modules import (
 )
 from torch import Tensor, nn
 
-from sd_vae_kit.adapters.webui_host import WebuiHost, collected, latent_format_of
+from sd_vae_kit.adapters.webui_host import Storage, WebuiHost, collected, latent_format_of
+from sd_vae_kit.catalogue import KnownVae, with_own_entries
 from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.features import history
 from sd_vae_kit.features.choice import Decision
 from sd_vae_kit.features.guard_family import FamilyGuard
+from sd_vae_kit.features.history import History
 from sd_vae_kit.features.rules import FILE_NAME, RulesFile
 from sd_vae_kit.features.swap import Active, Key, Swapper, key_of
 from sd_vae_kit.host import Checkpoint
@@ -73,6 +76,14 @@ def data_folder() -> Path:
     return Path(shared.cmd_opts.vae_kit_dir or Path(paths.data_path) / "vae-kit")
 
 
+def folder_for(known: KnownVae) -> Path:
+    """Where a file belongs: tiny autoencoders where the host looks for them, others where the user keeps VAEs."""
+    if known.kind == "tiny":
+        return Path(paths.models_path) / "VAE-taesd"
+    named = getattr(shared.cmd_opts, "vae_dir", None)
+    return Path(named) if named and Path(named).is_dir() else Path(sd_vae.vae_path)
+
+
 class A1111Host(WebuiHost):
     """A1111 1.10 and programs that keep its `modules.sd_vae`."""
 
@@ -81,8 +92,13 @@ class A1111Host(WebuiHost):
 
     def __init__(self, library: Library) -> None:
         super().__init__(library)
-        self.guard = FamilyGuard(library, data_folder() / "families.json")
+        try:
+            self.known = with_own_entries(data_folder() / "catalogue.json")
+        except VaeKitError as error:
+            self.known_problem = str(error)
+        self.guard = FamilyGuard(library, data_folder() / "families.json", self.known)
         self.rules = RulesFile(data_folder() / FILE_NAME)
+        self.history = History(data_folder() / history.FILE_NAME)
         self._decided = Decision(None, "own", "The checkpoint's own VAE.")
         self._refused: dict[int, Key] = {}  # id of a model -> the VAE that could not be used when it was loaded
         self._fresh = False  # a checkpoint's weights were just put into the model, its own VAE is live
@@ -120,6 +136,9 @@ class A1111Host(WebuiHost):
             self.patches.replace(owner, name, lambda original: functools.partial(method, original))
 
     # -- what the program says about itself ------------------------------------------------------------------------
+
+    def storage(self) -> Storage:
+        return Storage(data_folder(), tuple(f.path for f in folders() if f.kind == "checkpoint"), folder_for)
 
     @property
     def saved_options(self) -> tuple[dict[str, object], dict[str, Any]]:

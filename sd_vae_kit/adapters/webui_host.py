@@ -20,12 +20,14 @@ from torch import nn
 from sd_vae_kit.adapters.call_gate import CallGate
 from sd_vae_kit.adapters.patch import Patches
 from sd_vae_kit.adapters.repairs import Repairs, repair_specs
+from sd_vae_kit.catalogue import KnownVae, catalogue
 from sd_vae_kit.core.latent_format import FORMATS, LatentFormat, family_label
 from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.features.choice import Decision, resolve
 from sd_vae_kit.features.guard_family import FamilyGuard
-from sd_vae_kit.features.rules import RulesFile, Run
+from sd_vae_kit.features.history import History
+from sd_vae_kit.features.rules import Rule, RulesFile, Run
 from sd_vae_kit.features.swap import Active, Swapper
 from sd_vae_kit.host import Checkpoint, Level
 from sd_vae_kit.library import Entry, Library
@@ -55,6 +57,21 @@ class VaeStatus:
     sha256: str = ""
     precision: str = ""
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where files go in this web UI.
+
+    Attributes:
+        data: What the extension remembers, the user's rules and own catalogue.
+        checkpoints: Folders of checkpoints and their cards.
+        folder_for: Where a file of the catalogue belongs.
+    """
+
+    data: Path
+    checkpoints: tuple[Path, ...]
+    folder_for: Callable[[KnownVae], Path]
 
 
 class ModelView:
@@ -122,6 +139,10 @@ class WebuiHost(ABC):
         self._known: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()  # VAE modules
         self.guard: FamilyGuard | None = None
         self.rules: RulesFile | None = None
+        self.history: History | None = None
+        self.known, self.known_problem = catalogue(), ""  # the catalogue, and why the user's own entries are not in it
+        self.catalogue: Any = None  # the service behind the tab "VAE Kit", which the pages make
+        self._rules_in_force: tuple[Rule, ...] = ()
         self._job_vae: str | None = None
         self._run: Run = "picture"  # the pass of the job that is running
         self._said: set[str] = set()
@@ -138,6 +159,10 @@ class WebuiHost(ABC):
 
     def declare_sd_vae(self, dropdown: type) -> None:  # noqa: B027 - most programs have the option
         """Give the program the option sd_vae, shown by `dropdown`; called while the settings page is built."""
+
+    def storage(self) -> Storage | None:
+        """Where files go; None where the program looks after its files itself."""
+        return None
 
     def own_routes(self) -> dict[str, Callable[[], object]]:
         """GET routes of A1111's API that this program lacks, by path."""
@@ -263,7 +288,8 @@ class WebuiHost(ABC):
                 return None
             swapper = self._swappers.get(model)
             if swapper is None:
-                swapper = Swapper(ModelView(self, model), self.library, guard=self.guard, rules=self.rules)
+                view = ModelView(self, model)
+                swapper = Swapper(view, self.library, guard=self.guard, rules=self.rules, history=self.history)
                 self._swappers[model] = swapper
             return swapper
 
@@ -341,11 +367,13 @@ class WebuiHost(ABC):
         Raises:
             VaeKitError: As `use_for_job`.
         """
-        chosen, passed = self._job_vae, self._run
+        rules = self.rules.rules if self.rules else ()
+        chosen, passed, before = self._job_vae, self._run, self._rules_in_force
         self._run = run
         self.use_for_job(name)
-        if passed != run and chosen == self._job_vae:
+        if chosen == self._job_vae and (passed != run or rules != before):
             self.apply()
+        self._rules_in_force = rules
 
     @contextmanager
     def job(self) -> Iterator[None]:

@@ -126,7 +126,8 @@ def build_page(program: StandaloneProgram, theme: str) -> tuple[gr.Blocks, dict[
     from sd_vae_kit.ui import gradio_compat, page
 
     folder = Path(page.__file__).parent
-    css, script = ((folder / name).read_text("utf-8") for name in ("app.css", "app.js"))
+    css, shared, script = ((folder / name).read_text("utf-8") for name in ("app.css", "catalogue.css", "app.js"))
+    css += shared
     head = f"<script>{script}</script>" + ("" if theme == "system" else FORCE_THEME.format(theme=theme))
     return page.build_page(program, css, head, program.catalogue), gradio_compat.launch_options(css, head)
 

@@ -10,11 +10,13 @@ from sd_vae_kit.adapters.demo_model import NAME
 from sd_vae_kit.adapters.standalone import OWN_VAE, Folders, StandaloneHost
 from sd_vae_kit.adapters.standalone_api import StandaloneApi
 from sd_vae_kit.app import paste, vae_facts
-from sd_vae_kit.app.catalogue_service import CatalogueService
 from sd_vae_kit.app.job_runner import JobRunner
 from sd_vae_kit.catalogue import Catalogue, catalogue, with_own_entries
+from sd_vae_kit.catalogue_service import CatalogueService
 from sd_vae_kit.errors import OptionError, PictureError, VaeKitError
+from sd_vae_kit.features import history
 from sd_vae_kit.features.guard_family import FamilyGuard
+from sd_vae_kit.features.history import History
 from sd_vae_kit.features.job import Snapshot, Txt2Img, fit_size
 from sd_vae_kit.features.rules import FILE_NAME, RulesFile
 from sd_vae_kit.features.swap import Swapper
@@ -39,19 +41,23 @@ class StandaloneProgram:
         self._host = host
         self._library = library
         self._store = store
-        guard = FamilyGuard(library, host.folders.data / "cache" / "families.json")
+        known = self._known_vaes()
+        guard = FamilyGuard(library, host.folders.data / "cache" / "families.json", known)
         rules = RulesFile(host.folders.data / FILE_NAME)
-        self._swapper = Swapper(host, library, guard=guard, rules=rules)
+        used = History(host.folders.data / history.FILE_NAME)
+        self._swapper = Swapper(host, library, guard=guard, rules=rules, history=used)
         self.catalogue = CatalogueService(
             host,
             library,
-            self._known_vaes(),
+            known,
             guard,
             rules,
-            folder=host.folders.own_vaes,
+            used,
+            folder=lambda known: host.folders.own_vaes,
             cards=(host.folders.own_checkpoints, *host.folders.checkpoints),
             active=lambda: self._live_entry().name,
             apply=self._choose,
+            refresh=library.refresh,
         )
         self._jobs = JobRunner(host, shown, host.folders.data)
         host.describe_live = self._describe_live
@@ -166,11 +172,11 @@ class StandaloneProgram:
             raise OptionError("There is nothing to paste; drop a picture or enter the text of its parameters.")
         info = infotext.parse(text)
         values, notes = paste.values_of(info)
-        wanted = paste.find_vae(info, self._library)
+        wanted, missing = paste.find_vae(info, self._library), ""
         if wanted is not None:
             notes += [wanted.note] if wanted.note else []
             if wanted.name is None:
-                hint = self.catalogue.suggestion(info.fields.get("VAE hash", ""))
+                missing, hint = self.catalogue.missing(info.fields.get("VAE hash", ""))
                 notes += [hint] if hint else []
             if wanted.name and not (wanted.entry and wanted.entry.path == self._live_entry().path):
                 self.choose_vae(wanted.name)
@@ -179,7 +185,7 @@ class StandaloneProgram:
             notes.append(f"That picture was made with the model {info.fields['Model']}, not with the loaded one.")
         if not info.fields:
             notes.append("There is no line of parameters in that text; all of it was taken as the prompt.")
-        return Pasted(values, tuple(notes) or ("Restored.",))
+        return Pasted(values, tuple(notes) or ("Restored.",), missing)
 
     # --- what came up ---
 

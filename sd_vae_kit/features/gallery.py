@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from sd_vae_kit.catalogue import Catalogue, KnownVae
 from sd_vae_kit.core.latent_format import FORMATS, family_label
-from sd_vae_kit.download.part_file import file_sha256
 from sd_vae_kit.errors import BrokenVaeError
 from sd_vae_kit.features.gallery_row import GalleryRow
 from sd_vae_kit.features.rules import Rule
 from sd_vae_kit.library import Entry
 
 PRECISION = {True: "runs in fp16", False: "needs fp32 or bf16 (or range shift)", None: ""}
+BLOCK = 4 << 20  # bytes hashed between two looks at how far it is
 PARTS = {"both": "", "encoder": "encoder only", "decoder": "decoder only"}
 
 
@@ -26,6 +27,7 @@ def rows(
     families: Mapping[str, str],
     rules: Sequence[Rule] = (),
     active: str = "",
+    used: Callable[[Entry], Sequence[str]] = lambda entry: (),
 ) -> list[GalleryRow]:
     """Files first, then what the catalogue knows and is not installed, those that can be installed first.
 
@@ -35,14 +37,18 @@ def rows(
         families: By entry's name, what the guard found out.
         rules: The user's.
         active: Name of the live file.
+        used: Checkpoints that a file was used with.
     """
     here = {entry.sha256 for entry in entries if entry.sha256}
-    installed = [_file_row(e, known.by_hash(e.sha256), families.get(e.name, e.family), rules, active) for e in entries]
+    installed = [
+        _file_row(e, known.by_hash(e.sha256), families.get(e.name, e.family), used_by(e, rules, used(e)), active)
+        for e in entries
+    ]
     others = [_known_row(vae) for vae in known.entries if vae.sha256 is None or vae.sha256 not in here]
     return [*installed, *sorted(others, key=lambda row: not row.can_install)]
 
 
-def _file_row(entry: Entry, known: KnownVae | None, family: str, rules: Sequence[Rule], active: str) -> GalleryRow:
+def _file_row(entry: Entry, known: KnownVae | None, family: str, used: tuple[str, ...], active: str) -> GalleryRow:
     names = tuple(name for name in (known.family if known else family).split("|") if name)
     stored = f"stored in {entry.dtype}" if entry.dtype else ""
     return GalleryRow(
@@ -56,7 +62,7 @@ def _file_row(entry: Entry, known: KnownVae | None, family: str, rules: Sequence
         ", ".join(filter(None, (PRECISION[known.fp16_safe] if known else "", stored))),
         f"{known.name} ({_origin(known)})" if known else "",
         known.licence if known else "",
-        used_by(entry, rules),
+        used,
         " ".join(filter(None, (known.note if known else "", PARTS[entry.part or "both"]))),
         is_active=entry.name == active,
         problem=entry.reason,
@@ -91,8 +97,8 @@ def _origin(known: KnownVae) -> str:
     return f"{parts.hostname}/{owner}" if owner and owner != "api" else str(parts.hostname)
 
 
-def used_by(entry: Entry, rules: Sequence[Rule]) -> tuple[str, ...]:
-    """Checkpoints whose name it shares and lies beside, and the rules that name it."""
+def used_by(entry: Entry, rules: Sequence[Rule], used: Sequence[str] = ()) -> tuple[str, ...]:
+    """Checkpoints it was used with, those whose name it shares and lies beside, and the rules that name it."""
     stem = entry.path.stem
     beside = []
     if stem.endswith(".vae"):
@@ -100,7 +106,7 @@ def used_by(entry: Entry, rules: Sequence[Rule]) -> tuple[str, ...]:
         beside = [own + end for end in (".safetensors", ".ckpt") if entry.path.with_name(own + end).is_file()]
     wanted = {entry.name.casefold(), entry.path.name.casefold(), entry.path.stem.casefold()}
     named = [f"rule {n}: {rule.conditions}" for n, rule in enumerate(rules, 1) if rule.vae.casefold() in wanted]
-    return (*beside, *named)
+    return (*used, *(name for name in beside if Path(name).stem not in used), *named)
 
 
 def family_choices() -> list[tuple[str, str]]:
@@ -108,16 +114,26 @@ def family_choices() -> list[tuple[str, str]]:
     return [("any family", ""), *((item.label, name) for name, item in FORMATS.items())]
 
 
-def verify(entry: Entry, known: Catalogue) -> tuple[bool, str]:
-    """Read the whole file again and compare it with the catalogue; (whether it is right, one line).
+def read_again(entry: Entry) -> Iterator[tuple[int, str]]:
+    """(bytes read, "") again and again while the whole file is hashed, then (size, sha256).
 
     Raises:
         BrokenVaeError: It cannot be read.
     """
+    digest, done = hashlib.sha256(), 0
     try:
-        digits = file_sha256(entry.path)
+        with entry.path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+                done += len(block)
+                yield done, ""
     except OSError as error:
         raise BrokenVaeError(f"{entry.name} cannot be read: {error.strerror or error}; check the disk.") from error
+    yield done, digest.hexdigest()
+
+
+def compare(entry: Entry, digits: str, known: Catalogue) -> tuple[bool, str]:
+    """What a file's hash says about it: (whether it is right, one line)."""
     found = known.by_hash(digits)
     if found is not None:
         return True, f"{entry.name} is {found.name}, byte for byte (sha256 {digits[:10]}...)."

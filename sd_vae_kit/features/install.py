@@ -88,13 +88,16 @@ class Installer:
     """Installs in the background, several entries at a time; safe to use from several threads.
 
     Args:
-        folder: Where files go.
+        folder: Where an entry's file goes.
         settings: The values to use, asked for when a download starts.
-        on_installed: Called in the download's thread after each success, to list the new file.
+        on_installed: Called in the download's thread with each file that has come, to list it.
     """
 
     def __init__(
-        self, folder: Path, settings: Callable[[], DownloadSettings], on_installed: Callable[[], object]
+        self,
+        folder: Callable[[KnownVae], Path],
+        settings: Callable[[], DownloadSettings],
+        on_installed: Callable[[Path], object],
     ) -> None:
         self._folder = folder
         self._settings = settings
@@ -145,10 +148,9 @@ class Installer:
     def _run(self, known: KnownVae, cancel: threading.Event) -> None:
         name = known.name
         try:
-            path = install(
-                known, self._folder, self._settings(), accepted=True, on_progress=self._reporter(name), cancel=cancel
-            )
-            self._on_installed()
+            folder, report = self._folder(known), self._reporter(name)
+            path = install(known, folder, self._settings(), accepted=True, on_progress=report, cancel=cancel)
+            self._on_installed(path)
         except Interrupted as error:
             self._end(name, "cancelled", str(error))
         except VaeKitError as error:

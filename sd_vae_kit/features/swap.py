@@ -23,6 +23,7 @@ from sd_vae_kit.core.vae import VaeWeights, build
 from sd_vae_kit.errors import VaeMismatchError
 from sd_vae_kit.features.choice import Decision, resolve
 from sd_vae_kit.features.guard_family import FamilyGuard
+from sd_vae_kit.features.history import History
 from sd_vae_kit.features.rules import RulesFile, Run
 from sd_vae_kit.host import Checkpoint, Host
 from sd_vae_kit.library import Entry, Library
@@ -97,12 +98,19 @@ class Swapper:
     """Owns which VAE is live in one host; every method may be called from any thread."""
 
     def __init__(
-        self, host: Host, library: Library, *, guard: FamilyGuard | None = None, rules: RulesFile | None = None
+        self,
+        host: Host,
+        library: Library,
+        *,
+        guard: FamilyGuard | None = None,
+        rules: RulesFile | None = None,
+        history: History | None = None,
     ) -> None:
         self._host = host
         self._library = library
         self._guard = guard
         self._rules = rules
+        self._history = history
         self._lock = threading.RLock()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vae-kit-swap")
         self._stored: OrderedDict[Key, StoredVae] = OrderedDict()
@@ -156,6 +164,7 @@ class Swapper:
             self._exchange(live, stored, key, decision.name)
             self._active = Active(decision, time.perf_counter() - started, warnings)
             self._trim()
+            self._note(decision.entry)
             return self._active
 
     def own_weights(self) -> Mapping[str, Tensor]:
@@ -167,6 +176,12 @@ class Swapper:
     def close(self) -> None:
         """Wait for background work; the live weights stay as they are."""
         self._pool.shutdown(wait=True)
+
+    def _note(self, entry: Entry | None) -> None:
+        """Write down that the loaded checkpoint is used with the file; in the background, since a disk may be slow."""
+        checkpoint = self._host.checkpoint
+        if self._history is not None and entry is not None and checkpoint is not None:
+            self._pool.submit(self._history.note, entry, checkpoint.name)
 
     def _live_slot(self) -> Slot:
         module = self._host.first_stage

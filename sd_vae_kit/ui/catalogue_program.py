@@ -12,7 +12,7 @@ from sd_vae_kit.ui.program import Message
 
 @dataclass(frozen=True)
 class InstallView:
-    """Downloads as they are now.
+    """Downloads as they are now, or a file being verified.
 
     Attributes:
         lines: One per download since the start, the latest last.
@@ -48,6 +48,9 @@ class CatalogueProgram(Protocol):
     def install(self, key: str, accepted: bool) -> None:
         """Begin to fetch a known VAE; how far it is comes from `watch`."""
 
+    def is_missing(self, key: str) -> bool:
+        """Whether a known VAE is not among the installed files."""
+
     def install_tiny(self) -> str:
         """Begin to fetch TAESD's encoder and decoder for the loaded model's family; one line about what began."""
 
@@ -63,8 +66,11 @@ class CatalogueProgram(Protocol):
     def watch(self) -> Iterator[InstallView]:
         """Downloads as they are, then again whenever something changed, until none runs."""
 
-    def verify(self, key: str) -> Message:
-        """Read an installed file again and compare it with what is known."""
+    def verify(self, key: str) -> Iterator[InstallView]:
+        """Read an installed file again and compare it with what is known: how far it is, at last what came of it."""
+
+    def notice(self) -> str:
+        """What cannot be done here, and why; "" if everything can."""
 
     def reveal(self, key: str) -> Message:
         """Show an installed file in the system's file manager."""

@@ -5,24 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 import gradio as gr
 
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.features.gallery_row import SHOWN, GalleryRow, filtered
-from sd_vae_kit.ui import gradio_compat, markup, top_bar, vae_tab
+from sd_vae_kit.ui import gradio_compat, markup
 from sd_vae_kit.ui.catalogue_program import CatalogueProgram, InstallView, RuleLine
 from sd_vae_kit.ui.element_ids import element_id
-from sd_vae_kit.ui.program import Message, Program
-from sd_vae_kit.ui.top_bar import TopBarView
+from sd_vae_kit.ui.program import Message
 
 ANY_FAMILY = "any family"
 HEADS = ("Name", "Family", "Size", "Hash", "Precision", "Origin", "Used by", "What it is good for")
+SHORTCUT = "Install TAESD for live previews ({})"
 CONSENT = "I have read the warning and want it all the same"
 
 
 def _id(name: str) -> str:
     return element_id("catalogue", name)
+
+
+def style() -> str:
+    """The rules for this part alone, for pages that do not have the app's style sheet."""
+    return Path(__file__).with_name("catalogue.css").read_text("utf-8")
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Other parts of the page that show what is active and which files there are.
+
+    Attributes:
+        active, show_active: Widgets, and updates for them, after the rules have changed.
+        files, show_files: Widgets, and updates for them, after a file has come, besides those of `active`.
+    """
+
+    active: Sequence[object] = ()
+    show_active: Callable[[], list[object]] = list
+    files: Sequence[object] = ()
+    show_files: Callable[[], list[object]] = list
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,7 @@ class CatalogueView:
         table, chosen, about, accepted: List, selection, what is known about it, consent.
         buttons: "install", "cancel", "verify" and "reveal".
         progress: Downloads and answers.
+        wanted, look: Hidden: a VAE that a script of the page wants selected, and the button it presses for it.
     """
 
     query: gr.Textbox
@@ -45,6 +67,8 @@ class CatalogueView:
     accepted: gr.Checkbox
     buttons: dict[str, gr.Button]
     progress: gr.HTML
+    wanted: gr.Textbox
+    look: gr.Button
 
     @property
     def filter(self) -> list[object]:
@@ -55,39 +79,50 @@ class CatalogueView:
         return [self.table, self.chosen, self.about, self.accepted]
 
 
-def build_catalogue(
-    catalogue: CatalogueProgram, program: Program, bar: TopBarView, page: gr.Blocks, files: Sequence[object]
-) -> None:
+def build_catalogue(catalogue: CatalogueProgram, page: gr.Blocks, beside: Neighbours | None = None) -> None:
     """Lay out both parts and connect them.
 
     Args:
         catalogue: The program behind it.
-        program, bar: The page's other parts, which show an installed file too.
         page: For its load event.
-        files: What `vae_tab.shown` fills.
+        beside: What else on the page shows an installed file or changed rules.
     """
+    beside = beside or Neighbours()
     _heading("Catalogue", "Installed and known VAEs. Nothing is downloaded unless you press Install.", "heading")
+    notice = gradio_compat.html(notice_html(catalogue), _id("notice"), often_empty=True)
+    gradio_compat.listen(page, "load", lambda: notice_html(catalogue), (), [notice])
     view = _build_list(catalogue)
     _connect_list(catalogue, view, page)
-    _connect_install(catalogue, program, bar, view, page, files)
+    _connect_install(catalogue, view, page, beside)
     _heading("Rules", "Which VAE goes with which checkpoint and pass while SD VAE says Automatic.", "rules_heading")
-    _build_rules(catalogue, program, bar, page)
+    _build_rules(catalogue, page, beside)
 
 
-def build_preview_shortcut(catalogue: CatalogueProgram) -> None:
-    """One button for the settings page: the tiny decoder that live previews want, for the family in use."""
-    label = catalogue.tiny_label()
-    if not label:
-        return
+def notice_html(catalogue: CatalogueProgram) -> str:
+    """What cannot be done here, and why."""
+    text = catalogue.notice()
+    return markup.status_lines([Message(text, "warning")]) if text else ""
+
+
+def build_preview_shortcut(catalogue: CatalogueProgram, page: gr.Blocks) -> None:
+    """One button: the tiny decoder that live previews want, for the family in use."""
     with gr.Row(elem_classes=["vk-choose"]):
-        text = f"Install TAESD for live previews ({label})"
-        button = gr.Button(text, elem_id=_id("tiny"), size="sm", scale=0, min_width=340)
+        label = catalogue.tiny_label()
+        button = gr.Button(
+            SHORTCUT.format(label), visible=bool(label), elem_id=_id("tiny"), size="sm", scale=0, min_width=340
+        )
     progress = gradio_compat.html("", _id("tiny_progress"), often_empty=True)
 
     def fetch() -> Iterator[str]:
-        yield from _followed(catalogue, catalogue.install_tiny)
+        yield from followed(catalogue, catalogue.install_tiny)
 
     gradio_compat.listen(button, "click", fetch, (), [progress])
+
+    def offer() -> object:
+        label = catalogue.tiny_label()
+        return gradio_compat.update(value=SHORTCUT.format(label), visible=bool(label))
+
+    gradio_compat.listen(page, "load", offer, (), [button])
 
 
 def _heading(title: str, explanation: str, name: str) -> None:
@@ -115,7 +150,10 @@ def _build_list(catalogue: CatalogueProgram) -> CatalogueView:
             accepted = gr.Checkbox(value=False, label=CONSENT, visible=False, elem_id=_id("accepted"))
             buttons = _build_buttons()
             progress = gradio_compat.html(progress_html(catalogue.installing()), _id("progress"), often_empty=True)
-    return CatalogueView(query, family, shown, table, chosen, about, accepted, buttons, progress)
+    with gr.Row(elem_classes=["vk-hidden"]):
+        wanted = gr.Textbox(show_label=False, elem_id=_id("wanted"))
+        look = gr.Button("Look again", elem_id=_id("look"))
+    return CatalogueView(query, family, shown, table, chosen, about, accepted, buttons, progress, wanted, look)
 
 
 def _build_buttons() -> dict[str, gr.Button]:
@@ -143,7 +181,21 @@ def _connect_list(catalogue: CatalogueProgram, view: CatalogueView, page: gr.Blo
 
     for widget in (view.query, view.family, view.shown):
         gradio_compat.listen(widget, "change", narrow, [*view.filter, view.chosen], view.outputs)
+
+    def look(query: str, family: str, shown: str, key: str | None, wanted: str) -> list[object]:
+        """As the list is now; the wanted VAE is shown whatever the filter says, and selected."""
+        if not wanted:
+            return [
+                *(gradio_compat.update() for _ in view.filter),
+                "",
+                *list_updates(catalogue, query, family, shown, key),
+            ]
+        everything = [gradio_compat.update(value=value) for value in ("", ANY_FAMILY, SHOWN[0])]
+        return [*everything, "", *list_updates(catalogue, key=wanted, select=True)]
+
     gradio_compat.listen(view.chosen, "change", describe, [view.chosen], [view.about, view.accepted])
+    asked = [*view.filter, view.chosen, view.wanted]
+    gradio_compat.listen(view.look, "click", look, asked, [*view.filter, view.wanted, *view.outputs])
     gradio_compat.listen(page, "load", narrow, [*view.filter, view.chosen], view.outputs)
 
 
@@ -153,15 +205,25 @@ def list_updates(
     family: str = ANY_FAMILY,
     shown: str = SHOWN[0],
     key: str | None = None,
+    *,
+    select: bool = False,
 ) -> list[object]:
-    """Updates for `CatalogueView.outputs`; the selection stays if it is still in the list."""
+    """Updates for `CatalogueView.outputs`.
+
+    The selection `key` is only touched if it is no longer in the list, since the user may have chosen something else
+    meanwhile; with `select` it is set.
+    """
     names = dict(catalogue.families())
     rows = filtered(catalogue.rows(), query or "", names.get(family, ""), shown or SHOWN[0])
     row = next((row for row in rows if row.key == key), None)
     keys = [row.key for row in rows]
+    if select or (key and not row):
+        listed = gradio_compat.update(choices=keys, value=row.key if row else None)
+    else:
+        listed = gradio_compat.update(choices=keys)
     return [
         catalogue_table(rows),
-        gradio_compat.update(choices=keys, value=row.key if row else None),
+        listed,
         *_about_updates(row),
     ]
 
@@ -178,34 +240,29 @@ def _row(catalogue: CatalogueProgram, key: str | None) -> GalleryRow | None:
 # --- actions ---------------------------------------------------------------------------------------------------------
 
 
-def _connect_install(
-    catalogue: CatalogueProgram,
-    program: Program,
-    bar: TopBarView,
-    view: CatalogueView,
-    page: gr.Blocks,
-    files: Sequence[object],
-) -> None:
-    everything = [view.progress, *view.outputs, *bar.outputs, *files]
+def _connect_install(catalogue: CatalogueProgram, view: CatalogueView, page: gr.Blocks, beside: Neighbours) -> None:
+    everything = [view.progress, *view.outputs, *beside.active, *beside.files]
 
     def fetch(key: str | None, accepted: bool, query: str, family: str, shown: str) -> Iterator[list[object]]:
-        for text in _followed(catalogue, lambda: catalogue.install(_named(key), bool(accepted))):
+        for text in followed(catalogue, lambda: catalogue.install(_named(key), bool(accepted))):
             yield [text, *(gradio_compat.update() for _ in everything[1:])]
         listed = list_updates(catalogue, query, family, shown, key)
-        yield [gradio_compat.update(), *listed, *top_bar.shown(program), *vae_tab.shown(program)]
+        yield [gradio_compat.update(), *listed, *beside.show_active(), *beside.show_files()]
 
-    def answer(ask: Callable[[str], Message]) -> Callable[[str | None], str]:
-        return lambda key: _answered(lambda: ask(_named(key)))
+    def verify(key: str | None) -> Iterator[str]:
+        yield from _shown_while(lambda: catalogue.verify(_named(key)))
+
+    def reveal(key: str | None) -> str:
+        return _answered(lambda: catalogue.reveal(_named(key)))
 
     def resume() -> Iterator[str]:
-        for state in catalogue.watch():
-            yield progress_html(state)
+        yield from _shown_while(catalogue.watch)
 
     chosen = [view.chosen, view.accepted, *view.filter]
     gradio_compat.listen(view.buttons["install"], "click", fetch, chosen, everything)
     gradio_compat.listen(view.buttons["cancel"], "click", catalogue.cancel)
-    gradio_compat.listen(view.buttons["verify"], "click", answer(catalogue.verify), [view.chosen], [view.progress])
-    gradio_compat.listen(view.buttons["reveal"], "click", answer(catalogue.reveal), [view.chosen], [view.progress])
+    gradio_compat.listen(view.buttons["verify"], "click", verify, [view.chosen], [view.progress])
+    gradio_compat.listen(view.buttons["reveal"], "click", reveal, [view.chosen], [view.progress])
     gradio_compat.listen(page, "load", resume, (), [view.progress])
 
 
@@ -215,15 +272,22 @@ def _named(key: str | None) -> str:
     return key
 
 
-def _followed(catalogue: CatalogueProgram, begin: Callable[[], object]) -> Iterator[str]:
+def followed(catalogue: CatalogueProgram, begin: Callable[[], object]) -> Iterator[str]:
     """Start something and show the downloads until they have ended; an error is one line."""
-    try:
+
+    def states() -> Iterator[InstallView]:
         begin()
+        yield from catalogue.watch()
+
+    yield from _shown_while(states)
+
+
+def _shown_while(work: Callable[[], Iterator[InstallView]]) -> Iterator[str]:
+    try:
+        for state in work():
+            yield progress_html(state)
     except VaeKitError as error:
         yield markup.status_lines([Message(str(error), "error")])
-        return
-    for state in catalogue.watch():
-        yield progress_html(state)
 
 
 def _answered(ask: Callable[[], Message]) -> str:
@@ -236,7 +300,7 @@ def _answered(ask: Callable[[], Message]) -> str:
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 
-def _build_rules(catalogue: CatalogueProgram, program: Program, bar: TopBarView, page: gr.Blocks) -> None:
+def _build_rules(catalogue: CatalogueProgram, page: gr.Blocks, beside: Neighbours) -> None:
     with gr.Row(elem_classes=["vk-columns"]):
         with gr.Column(scale=3, min_width=320):
             text = gr.Textbox(label="vae_rules.json", lines=10, max_lines=24, elem_id=_id("rules"))
@@ -257,7 +321,7 @@ def _build_rules(catalogue: CatalogueProgram, program: Program, bar: TopBarView,
 
     def keep(written: str) -> list[object]:
         line = _answered(lambda: catalogue.save_rules(written))
-        return [line, *top_bar.shown(program)]
+        return [line, *beside.show_active()]
 
     def add(written: str) -> list[object]:
         try:
@@ -267,7 +331,7 @@ def _build_rules(catalogue: CatalogueProgram, program: Program, bar: TopBarView,
         return [longer, markup.status_lines([message])]
 
     gradio_compat.listen(explain, "click", show, [text, run], [told])
-    gradio_compat.listen(save, "click", keep, [text], [told, *bar.outputs], lane="choose")
+    gradio_compat.listen(save, "click", keep, [text], [told, *beside.active], lane="choose")
     gradio_compat.listen(cards, "click", add, [text], [text, told])
     gradio_compat.listen(page, "load", catalogue.rules_text, (), [text])
 

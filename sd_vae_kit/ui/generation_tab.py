@@ -9,9 +9,11 @@ import gradio as gr
 
 from sd_vae_kit.features.job import Img2Img, Snapshot, Txt2Img
 from sd_vae_kit.ui import element_ids, gradio_compat, markup, top_bar
+from sd_vae_kit.ui.catalogue_program import CatalogueProgram
 from sd_vae_kit.ui.element_ids import element_id
 from sd_vae_kit.ui.generation_form import Form, build_controls, build_prompts
-from sd_vae_kit.ui.program import Message, Program
+from sd_vae_kit.ui.paste_part import build_paste
+from sd_vae_kit.ui.program import Program
 from sd_vae_kit.ui.top_bar import TopBarView
 
 KINDS: dict[str, type[Txt2Img]] = {element_ids.TXT2IMG: Txt2Img, element_ids.IMG2IMG: Img2Img}
@@ -49,7 +51,9 @@ class GenerationTab:
         return [*self.results.outputs, self.interrupt]
 
 
-def build_generation_tab(program: Program, bar: TopBarView, tab: str) -> GenerationTab:
+def build_generation_tab(
+    program: Program, bar: TopBarView, tab: str, catalogue: CatalogueProgram | None = None
+) -> GenerationTab:
     """Lay out one tab and connect it."""
     form = Form(tab, KINDS[tab])
     with gr.Row(elem_classes=["vk-prompts"]):
@@ -61,7 +65,7 @@ def build_generation_tab(program: Program, bar: TopBarView, tab: str) -> Generat
     with gr.Row(elem_classes=["vk-columns"]):
         with gr.Column(scale=1, min_width=320, elem_classes=["vk-controls"]):
             build_controls(form)
-            _build_paste(program, bar, form)
+            build_paste(program, bar, form, catalogue)
         with gr.Column(scale=1, min_width=320, elem_classes=["vk-results"]):
             results, send = _build_results(tab)
     parts = GenerationTab(form, results, generate, interrupt, send)
@@ -158,45 +162,3 @@ def _take_size_from_picture(program: Program, bar: TopBarView, form: Form) -> No
     picture = form.widgets["picture"]
     outputs = [picture, form.widgets["width"], form.widgets["height"], bar.status]
     gradio_compat.listen(picture, "upload", take, [picture], outputs)
-
-
-def _build_paste(program: Program, bar: TopBarView, form: Form) -> None:
-    """Restore a form from a picture's parameters or from their text."""
-    tab = form.tab
-    with gr.Accordion("Paste: restore from a picture or its parameters", open=False, elem_id=element_id(tab, "paste")):
-        with gr.Row():
-            text = gr.Textbox(
-                label="Parameters",
-                lines=4,
-                max_lines=8,
-                placeholder="Paste the text that belongs to a picture",
-                elem_id=element_id(tab, "paste_text"),
-                scale=2,
-            )
-            dropped = gradio_compat.file_drop("Or drop the PNG", element_id(tab, "paste_file"), height=130)
-        apply = gr.Button("Apply", elem_id=element_id(tab, "paste_apply"), size="sm")
-
-    def restore(content: str) -> list[object]:
-        values: dict[str, object] = {}
-        notes: list[str] = []
-
-        def paste() -> None:
-            pasted = program.paste(content)
-            values.update(pasted.values)
-            notes.extend(pasted.notes)
-
-        *updates, status = top_bar.attempt(program, paste)
-        said = markup.status_lines(Message(note) for note in notes)
-        return [*form.filled_with(values), *updates, said or status]
-
-    def restore_file(value: object) -> list[object]:
-        path, found = gradio_compat.path_of(value), [""]
-        failure = top_bar.failure_of(lambda: found.append(program.infotext_of(path))) if path else None
-        if failure or not path:
-            unchanged = [gradio_compat.update() for _ in (*form.inputs, *bar.outputs)]
-            return [gradio_compat.update(), *unchanged[:-1], markup.status_lines([failure] if failure else [])]
-        return [found[-1], *restore(found[-1])]
-
-    outputs = [*form.inputs, *bar.outputs]
-    gradio_compat.listen(apply, "click", restore, [text], outputs)
-    gradio_compat.listen(dropped, "upload", restore_file, [dropped], [text, *outputs])

@@ -12,6 +12,7 @@ from sd_vae_kit.ui import catalogue_tab, element_ids, gradio_compat, settings_ta
 from sd_vae_kit.ui.catalogue_program import CatalogueProgram
 from sd_vae_kit.ui.generation_tab import GenerationTab, build_generation_tab, follow
 from sd_vae_kit.ui.program import Program
+from sd_vae_kit.ui.top_bar import TopBarView
 
 TITLE = "VAE Kit"
 
@@ -25,14 +26,14 @@ def build_page(program: Program, css: str = "", head: str = "", catalogue: Catal
         with gr.Tabs(elem_id=element_ids.TABS) as tab_bar:
             for name in (element_ids.TXT2IMG, element_ids.IMG2IMG):
                 with gr.Tab(name, id=name):
-                    tabs[name] = build_generation_tab(program, bar, name)
+                    tabs[name] = build_generation_tab(program, bar, name, catalogue)
             with gr.Tab("VAE", id=element_ids.VAE) as vae_page:
                 vae_outputs = vae_tab.build_vae_tab(program, bar)
                 if catalogue is not None:
-                    catalogue_tab.build_catalogue(catalogue, program, bar, page, vae_outputs)
+                    catalogue_tab.build_catalogue(catalogue, page, _beside(program, bar, vae_outputs))
             with gr.Tab("Settings", id=element_ids.SETTINGS):
                 if catalogue is not None:
-                    catalogue_tab.build_preview_shortcut(catalogue)
+                    catalogue_tab.build_preview_shortcut(catalogue, page)
                 settings = settings_tab.build_settings_tab(program, bar)
         _connect_send(program, tabs, tab_bar)
 
@@ -46,6 +47,10 @@ def build_page(program: Program, css: str = "", head: str = "", catalogue: Catal
         for parts in tabs.values():
             _connect_load(program, page, parts)
     return page
+
+
+def _beside(program: Program, bar: TopBarView, files: list[object]) -> catalogue_tab.Neighbours:
+    return catalogue_tab.Neighbours(bar.outputs, lambda: top_bar.shown(program), files, lambda: vae_tab.shown(program))
 
 
 def _connect_load(program: Program, page: gr.Blocks, parts: GenerationTab) -> None:

@@ -69,10 +69,12 @@ class Pasted:
     Attributes:
         values: Field name of the job -> value, only for what the text says.
         notes: Sentences for the user, such as which VAE was chosen and why.
+        missing: The catalogue's name of the text's VAE, if it is not here and can be installed.
     """
 
     values: Mapping[str, object]
     notes: tuple[str, ...]
+    missing: str = ""
 
 
 class Program(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from modules import script_callbacks
 
-from sd_vae_kit.webui import http, messages, options_page, xyz_axes
+from sd_vae_kit.webui import http, messages, missing_vae, options_page, vae_page, xyz_axes
 from sd_vae_kit.webui.running import running, start
 
 
@@ -20,7 +20,9 @@ def register() -> None:
     script_callbacks.on_script_unloaded(undo_patches)
     script_callbacks.on_before_ui(add_axes)
     script_callbacks.on_ui_settings(add_settings)
+    script_callbacks.on_ui_tabs(add_tab)
     script_callbacks.on_model_loaded(patch_model)
+    script_callbacks.on_infotext_pasted(name_pasted_vae)
     script_callbacks.on_app_started(add_routes)
 
 
@@ -48,11 +50,24 @@ def add_settings() -> None:
         options_page.add(host)
 
 
+def add_tab() -> list[tuple[Any, str, str]]:
+    """Add the tab with known VAEs, downloads and rules."""
+    host = running()
+    return vae_page.build(host) if host is not None else []
+
+
 def add_axes() -> None:
     """Add axes to the X/Y/Z plot."""
     host = running()
     if host is not None:
         xyz_axes.add(host)
+
+
+def name_pasted_vae(text: str, parameters: dict[str, str]) -> None:
+    """Pasted parameters may name a VAE by its hash."""
+    host = running()
+    if host is not None:
+        missing_vae.name_by_hash(host, parameters)
 
 
 def add_routes(demo: object, app: Any) -> None:

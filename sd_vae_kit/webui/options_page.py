@@ -16,7 +16,6 @@ SECTION = ("vae_kit", "VAE Kit")
 CATEGORY = "sd"  # among "Stable Diffusion", where the host's own VAE page is
 # Sections that the host has options of its own for: VAE and its cache, live previews, saving of pictures.
 OWNED_BY_HOST = ("vae", "preview", "saving")
-STAND_ALONE_ONLY = ("download",)  # the page that downloads is not in web UIs yet; its settings would do nothing there
 FIRST_START_DONE = "vae_kit_first_start_done"
 CACHED_VAES = 2
 
@@ -24,7 +23,7 @@ CACHED_VAES = 2
 def page_specs() -> Iterator[Spec]:
     """Every setting that has an effect here and that the host does not have itself."""
     yield from repair_specs()
-    yield from (spec for spec in specs() if spec.section not in (*OWNED_BY_HOST, *STAND_ALONE_ONLY))
+    yield from (spec for spec in specs() if spec.section not in OWNED_BY_HOST)
 
 
 def add(host: WebuiHost) -> None:

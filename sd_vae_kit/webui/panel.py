@@ -13,6 +13,7 @@ import gradio as gr
 from sd_vae_kit.adapters.webui_host import VaeStatus, WebuiHost
 from sd_vae_kit.settings import AUTOMATIC, NONE, Spec
 from sd_vae_kit.ui import gradio_compat
+from sd_vae_kit.webui import missing_vae
 from sd_vae_kit.webui.job_settings import job_specs
 
 HASH_DIGITS = 10
@@ -37,6 +38,7 @@ def build(tab: str, host: WebuiHost) -> Panel:
     """Lay out the panel of one tab."""
     with gr.Accordion("VAE Kit", open=False, elem_id=f"vae_kit_{tab}", elem_classes=["vae-kit"]):
         active = gr.HTML(sentence(host), elem_id=f"vae_kit_{tab}_active", elem_classes=["vae-kit"])
+        missing = gr.HTML("", elem_id=f"vae_kit_{tab}_missing", elem_classes=["vae-kit"])
         with gr.Row(elem_classes=["vae-kit-row"]):
             has_hires = tab == "txt2img" and host.sees_passes
             specs = [spec for spec in job_specs() if has_hires or spec.name != "hires_vae"]
@@ -55,6 +57,7 @@ def build(tab: str, host: WebuiHost) -> Panel:
 
     gradio_compat.listen(refresh, "click", look_again, inputs=[listed], outputs=[active, listed, *controls])
     fields = [(control, _paster(spec)) for control, spec in zip(controls, specs, strict=True)]
+    fields.append((missing, lambda parameters: missing_vae.message(host, parameters)))
     return Panel(controls, fields, [spec.infotext for spec in specs])
 
 

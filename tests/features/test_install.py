@@ -14,7 +14,7 @@ from safetensors.torch import save
 from sd_vae_kit.catalogue import Catalogue, catalogue
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.errors import ConsentError, DownloadError
-from sd_vae_kit.features.gallery import reveal_command, rows, used_by, verify
+from sd_vae_kit.features.gallery import compare, read_again, reveal_command, rows, used_by
 from sd_vae_kit.features.gallery_row import filtered
 from sd_vae_kit.features.install import Installer
 from sd_vae_kit.features.rules import Rule
@@ -29,6 +29,11 @@ NET = NetConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1)
 def content():
     torch.manual_seed(0)
     return save(AutoencoderKL(KlConfig(NET, NET)).state_dict(), metadata={"family": "sd1"})
+
+
+def verify(entry, known):
+    *_, (_, digits) = read_again(entry)
+    return compare(entry, digits, known)
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def library(tmp_path):
 
 @pytest.fixture
 def installer(library, tmp_path):
-    return Installer(tmp_path / "VAE", lambda: SETTINGS, library.refresh)
+    return Installer(lambda known: tmp_path / "VAE", lambda: SETTINGS, lambda path: library.refresh())
 
 
 def ended(installer):

