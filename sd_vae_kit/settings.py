@@ -23,6 +23,7 @@ Control = Literal["checkbox", "slider", "number", "choice", "text", "vae"]
 
 AUTOMATIC = "Automatic"
 NONE = "None"
+FULL, TAESD = "Full", "TAESD"
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,28 @@ class VaeSettings:
             key="sd_vae_checkpoint_cache",
         ),
     )
+    encode_method: str = setting(
+        FULL,
+        Spec(
+            "VAE type for encode",
+            "TAESD turns a picture into a latent with the small network of the model's family: fast, a little coarser.",
+            "choice",
+            choices=(FULL, TAESD),
+            infotext="VAE Encoder",
+            key="sd_vae_encode_method",
+        ),
+    )
+    decode_method: str = setting(
+        FULL,
+        Spec(
+            "VAE type for decode",
+            "TAESD makes the picture with the small network of the model's family: fast, with simpler details.",
+            "choice",
+            choices=(FULL, TAESD),
+            infotext="VAE Decoder",
+            key="sd_vae_decode_method",
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -139,12 +162,13 @@ class PreviewSettings:
     """Pictures shown while sampling."""
 
     method: str = setting(
-        "tiny",
+        "TAESD",
         Spec(
             "Live preview",
-            "tiny decodes with a small TAESD-style network, linear mixes latent channels into colours, off shows none.",
+            "TAESD decodes with the small network of the model's family, linear mixes latent channels into colours, "
+            "off shows none.",
             "choice",
-            choices=("tiny", "linear", "off"),
+            choices=("TAESD", "linear", "off"),
         ),
     )
     every_steps: int = setting(
@@ -168,6 +192,18 @@ class PreviewSettings:
             maximum=2048,
             step=64,
             unit="px",
+        ),
+    )
+    share: int = setting(
+        20,
+        Spec(
+            "Most time for previews",
+            "Previews take at most this part of a job's time; steps that come too soon after the last one show none.",
+            "slider",
+            minimum=1,
+            maximum=100,
+            step=1,
+            unit="%",
         ),
     )
 

@@ -41,7 +41,7 @@ def test_values_and_settings_are_the_same_thing():
         ("vae_kit_preview_every_steps", "3", "needs a number"),
         ("vae_kit_preview_every_steps", True, "needs a number"),
         ("vae_kit_preview_every_steps", float("nan"), "needs a number"),
-        ("vae_kit_preview_method", "fast", "tiny, linear, off"),
+        ("vae_kit_preview_method", "fast", "TAESD, linear, off"),
         ("vae_kit_saving_save_images", 1, "on or off"),
         ("sd_vae", 5, "needs text"),
         ("no_such_key", 5, "no setting 'no_such_key'"),

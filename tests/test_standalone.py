@@ -3,6 +3,7 @@
 import shutil
 import socket
 import threading
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -105,9 +106,31 @@ def test_an_empty_prompt_gives_different_photographs_for_different_seeds(host):
     assert len(set(likeliest.tolist())) >= 3
 
 
-def test_previews_change_over_at_least_half_of_the_steps(host):
+def slowly(seen):
+    """Notes progress; every step lasts long enough for a preview beside it."""
+
+    def note(progress):
+        before = len(shown := [p for p in seen if p.preview is not None])
+        seen.append(progress)
+        if progress.phase == "sampling" and progress.preview is None:
+            end = time.monotonic() + 2.0
+            while len(shown) == before and time.monotonic() < end:
+                time.sleep(0.002)
+                shown = [p for p in seen if p.preview is not None]
+
+    return note
+
+
+@pytest.fixture
+def without_limit(host):
+    host.store.update({"vae_kit_preview_share": 100})
+    yield host
+    host.store.update({"vae_kit_preview_share": 20})
+
+
+def test_previews_change_over_at_least_half_of_the_steps(without_limit):
     seen = []
-    host.txt2img(JOB, seen.append)
+    without_limit.txt2img(JOB, slowly(seen))
     previews = [p.preview.astype(float) for p in seen if p.preview is not None]
     assert len(previews) == JOB.steps
     smallest = min(previews, key=lambda p: p.size)  # a slow machine shrinks them
@@ -119,7 +142,7 @@ def test_previews_change_over_at_least_half_of_the_steps(host):
 def test_progress_counts_every_step(host):
     seen = []
     host.txt2img(JOB, seen.append)
-    assert [p.step for p in seen if p.phase == "sampling"] == list(range(1, JOB.steps + 1))
+    assert [p.step for p in seen if p.phase == "sampling" and p.preview is None] == list(range(1, JOB.steps + 1))
     assert {p.steps for p in seen if p.phase == "sampling"} == {JOB.steps}
 
 
@@ -258,7 +281,7 @@ def test_an_interrupt_before_sampling_has_no_picture(host, stranger):
 
 def test_a_swap_waits_for_the_running_decode(host):
     order = []
-    with host.live_vae() as live:
+    with host.live_vae("decoder") as live:
         thread = threading.Thread(target=lambda: [host.vae_writing().__enter__(), order.append("written")])
         thread.start()
         thread.join(0.2)
@@ -390,7 +413,7 @@ def test_paste_restores_what_a_picture_says(program):
     program.choose_vae(NONE)
     pasted = program.paste(program.infotext_of(made.pictures[0].path))
     wanted = {"prompt": "cat", "negative_prompt": "a, b: c", "steps": 8, "seed": 5, "width": SIDE, "height": SIDE}
-    assert pasted.values == wanted
+    assert pasted.values == {**wanted, "vae_decoder": "Full", "vae_encoder": "Full"}
     assert program.top_bar().active == VIVID
 
 
@@ -411,7 +434,8 @@ def test_paste_of_a_vae_that_is_not_here_says_so_and_keeps_the_one_in_use(progra
 
 def test_paste_leaves_out_what_cannot_be(program):
     pasted = program.paste("cat\nSteps: many, Seed: 7, Size: 9000x64, Model: another")
-    assert pasted.values == {"prompt": "cat", "negative_prompt": "", "seed": 7}
+    types = {"vae_decoder": "Full", "vae_encoder": "Full"}
+    assert pasted.values == {"prompt": "cat", "negative_prompt": "", "seed": 7, **types}
     assert [note.split(" ")[0] for note in pasted.notes] == ["Steps", "Size", "That"]
 
 

@@ -10,18 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sd_vae_kit.adapters import standalone_jobs
 from sd_vae_kit.adapters.call_gate import CallGate
 from sd_vae_kit.adapters.demo_model import FAMILY, NAME, DemoModel, read_photographs
 from sd_vae_kit.adapters.standalone_jobs import OnProgress, Outcome, VaeInUse
 from sd_vae_kit.core.preview import Previewer
-from sd_vae_kit.core.vae import Vae, load_vae
-from sd_vae_kit.errors import OptionError
-from sd_vae_kit.features.job import Img2Img, Txt2Img
+from sd_vae_kit.core.vae import Vae, load_vae, make_vae
+from sd_vae_kit.errors import OptionError, VaeNotFoundError
+from sd_vae_kit.features.job import AS_SET, Img2Img, Txt2Img
+from sd_vae_kit.features.preview import Previews
+from sd_vae_kit.features.tiny_vaes import Half, TinyVaes
 from sd_vae_kit.host import Checkpoint, Level
-from sd_vae_kit.settings import PreviewSettings, Settings, SettingsStore
+from sd_vae_kit.library import Entry, Library
+from sd_vae_kit.pictures import Pixels
+from sd_vae_kit.settings import FULL, TAESD, PreviewSettings, Settings, SettingsStore
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 OWN_VAE, TINY_DECODER = "demo_natural.safetensors", "demo_tiny_decoder.safetensors"
@@ -48,6 +52,10 @@ class Folders:
         return self.data / "models" / "VAE"
 
     @property
+    def own_tiny_vaes(self) -> Path:
+        return self.data / "models" / "VAE-taesd"
+
+    @property
     def own_checkpoints(self) -> Path:
         return self.data / "models" / "Stable-diffusion"
 
@@ -61,7 +69,7 @@ class Folders:
             if not named.is_dir():
                 raise OptionError(f"The folder {named} does not exist; correct --vae-dir or --ckpt-dir.")
         try:
-            for folder in (self.own_vaes, self.own_checkpoints):
+            for folder in (self.own_vaes, self.own_tiny_vaes, self.own_checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OptionError(
@@ -86,12 +94,16 @@ class StandaloneHost:
         store: The settings.
         forced_vae: `--vae-path`.
         describe_live: Name of the live VAE and a function for its sha256; set by the app, which knows the live file.
+        tiny: Installed TAESDs; set by the app, which knows the files.
+        other_half: The encoder beside a live TAESD decoder, or the reverse; set by the app.
     """
 
     folders: Folders
     store: SettingsStore
     forced_vae: Path | None = None
     describe_live: Callable[[], tuple[str, Callable[[], str]]] = field(init=False)
+    tiny: TinyVaes | None = field(default=None, init=False)
+    other_half: Callable[[], Vae | None] = field(default=lambda: None, init=False)
 
     def __post_init__(self) -> None:
         own = self.folders.demo / OWN_VAE
@@ -112,6 +124,7 @@ class StandaloneHost:
         self._working = threading.Lock()
         self._interrupt = threading.Event()
         self._notices: list[Notice] = []
+        self._preview_seconds = 0.0  # what the last preview of the last job took
 
     # -- what features may ask -----------------------------------------------------------------------------------------
 
@@ -163,31 +176,86 @@ class StandaloneHost:
         return self._choosing
 
     @contextmanager
-    def live_vae(self) -> Iterator[VaeInUse]:
-        """The live VAE, kept from being exchanged."""
+    def live_vae(self, half: Half, wanted: str = AS_SET) -> Iterator[VaeInUse]:
+        """What serves `half` of the live VAE, kept from being exchanged.
+
+        Args:
+            half: What it is needed for.
+            wanted: The job's choice among `VAE_TYPES`; TAESD takes the installed one of the family.
+
+        Raises:
+            VaeNotFoundError: No TAESD is installed that could.
+        """
+        settings = self.settings.vae
+        chosen = {"encoder": settings.encode_method, "decoder": settings.decode_method}[half]
+        method = chosen if wanted == AS_SET else wanted
         with ExitStack() as held:
             with self._choosing:
                 held.enter_context(self._gate.calling())
                 name, sha256 = self.describe_live()
-                live = VaeInUse(as_vae(self._first_stage, name), name, sha256)
-            yield live
+                vae = as_vae(self._first_stage, name)
+                if method == TAESD:
+                    vae = self.tiny_vae(half)
+                elif vae.part not in ("both", half):
+                    vae = self.other_half() or vae
+            yield VaeInUse(vae, name, sha256, method)
 
-    def previewer(self) -> Previewer:
-        """Shows latents of the loaded model as the settings say."""
-        wanted = self.preview_settings
-        decode = self._tiny.decode
-        return Previewer(
-            FAMILY,
-            {"tiny": "TAESD"}.get(wanted.method, wanted.method),
-            wanted.max_side,
-            lambda latent: decode(latent) * 0.5 + 0.5,
-        )
+    def tiny_vae(self, half: Half) -> Vae:
+        """The TAESD of the loaded model's family: an installed one, for decoding else the demo's.
+
+        Raises:
+            VaeNotFoundError: There is none.
+        """
+        if self.tiny is not None and (half == "encoder" or self.tiny.find(FAMILY.name, half)):
+            return self.tiny.load(FAMILY.name, half, device(), torch.float32)
+        if half == "decoder":
+            return self._tiny
+        raise VaeNotFoundError(f"There is no TAESD encoder for {FAMILY.label} here; choose {FULL}.")
+
+    @contextmanager
+    def previews(self, wanted: str, show: Callable[[Pixels], object]) -> Iterator[Previews[Pixels]]:
+        """What a job offers its latents to; with the job everything of them goes.
+
+        Args:
+            wanted: The job's choice among `PREVIEWS`.
+            show: Called with each picture, in another thread.
+        """
+        settings = self.preview_settings
+        method = settings.method if wanted == AS_SET else wanted
+        previewer = self.previewer(method)
+
+        def render(latent: Tensor) -> Pixels | None:
+            pixels = previewer(latent)
+            return None if pixels is None else pixels.numpy()
+
+        previews = Previews(render, show, share=settings.share / 100, expected=self._preview_seconds)
+        with previews:
+            if method == "off":
+                previews.close()
+            yield previews
+        self._preview_seconds = previews.budget.expected
+
+    def previewer(self, method: str) -> Previewer:
+        """Shows latents of the loaded model.
+
+        Args:
+            method: "TAESD", "linear" or "off".
+        """
+        side = self.preview_settings.max_side
+        if method != TAESD:
+            return Previewer(FAMILY, method, side)
+        decode = self.tiny_vae("decoder").decode
+        return Previewer(FAMILY, method, side, lambda latent: decode(latent) * 0.5 + 0.5)
 
     def txt2img(self, job: Txt2Img, on_progress: OnProgress = lambda progress: None) -> Outcome:
         """Make pictures from a prompt; one job at a time, the next waits."""
         with self._working:
             self._interrupt.clear()
-            return standalone_jobs.run(job, self, on_progress)
+            try:
+                return standalone_jobs.run(job, self, on_progress)
+            finally:
+                if self.tiny is not None:
+                    self.tiny.release()
 
     def img2img(self, job: Img2Img, on_progress: OnProgress = lambda progress: None) -> Outcome:
         """Make pictures from a picture; denoising 0 only sends it through the VAE and back."""
@@ -209,6 +277,11 @@ def device() -> torch.device:
 def _on_device(vae: Vae) -> Vae:
     vae.module.to(device())
     return vae
+
+
+def load_half(library: Library, entry: Entry) -> Vae:
+    """A file of the library, to serve a half that the live VAE lacks."""
+    return _on_device(make_vae(library.load(entry), family=FAMILY.name, dtype=torch.float32, label=entry.name))
 
 
 def as_vae(module: nn.Module, label: str) -> Vae:

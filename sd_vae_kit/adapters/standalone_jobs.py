@@ -14,13 +14,14 @@ from torch import Tensor
 
 from sd_vae_kit import __version__, infotext, pictures
 from sd_vae_kit.adapters.demo_model import NAME, DemoModel, fitted
-from sd_vae_kit.core.preview import Previewer
-from sd_vae_kit.core.sampling import karras_sigmas, sample_euler, sigmas_for_denoising, starting_noise
+from sd_vae_kit.core.sampling import Denoise, karras_sigmas, sample_euler, sigmas_for_denoising, starting_noise
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import Interrupted
-from sd_vae_kit.features.job import RESIZE_MODES, SEED_LIMIT, Img2Img, Txt2Img
+from sd_vae_kit.features.job import AS_SET, RESIZE_MODES, SEED_LIMIT, Img2Img, Txt2Img
+from sd_vae_kit.features.preview import Previews
+from sd_vae_kit.features.tiny_vaes import Half
 from sd_vae_kit.pictures import Pixels
-from sd_vae_kit.settings import PreviewSettings
+from sd_vae_kit.settings import FULL, PreviewSettings
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,19 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class VaeInUse:
-    """The live VAE and what to call it; `sha256` may have to read the whole file."""
+    """What serves a half of the live VAE, and what to call the live VAE.
+
+    Attributes:
+        vae: Encodes or decodes: the live one, or a TAESD in its place.
+        name: The live VAE's.
+        sha256: The live VAE's; may have to read the whole file.
+        method: "Full" or "TAESD".
+    """
 
     vae: Vae
     name: str
     sha256: Callable[[], str]
+    method: str = FULL
 
 
 class Engine(Protocol):
@@ -56,11 +65,11 @@ class Engine(Protocol):
     def preview_settings(self) -> PreviewSettings:
         """As they are now."""
 
-    def previewer(self) -> Previewer:
-        """A previewer for one job."""
+    def previews(self, wanted: str, show: Callable[[Pixels], object]) -> AbstractContextManager[Previews[Pixels]]:
+        """What one job offers its latents to."""
 
-    def live_vae(self) -> AbstractContextManager[VaeInUse]:
-        """The live VAE; it is not exchanged while the context is open."""
+    def live_vae(self, half: Half, wanted: str = AS_SET) -> AbstractContextManager[VaeInUse]:
+        """What serves a half of the live VAE; nothing is exchanged while the context is open."""
 
     def is_interrupted(self) -> bool:
         """Whether the user wants the job to end."""
@@ -89,12 +98,15 @@ def run(job: Txt2Img, engine: Engine, on_progress: OnProgress) -> Outcome:
 
     Raises:
         OptionError: A value outside its limits.
+        VaeNotFoundError: TAESD is wanted for encode or decode, and none is installed that could.
         PictureError: The picture to start from cannot be read.
         NanError: The VAE gave no picture.
     """
     started = time.perf_counter()
     job.check()
     seeds = seeds_of(job)
+    with engine.live_vae("decoder", job.vae_decoder):
+        pass  # what cannot be decoded later is refused now
     try:
         latents = _latents(job, seeds, engine, on_progress)
         made = _decode(job, seeds, latents, engine, on_progress)
@@ -129,19 +141,30 @@ def _latents(job: Txt2Img, seeds: Sequence[int], engine: Engine, on_progress: On
         x = encoded + float(sigmas[0]) * starting_noise(seeds, shape)
     else:
         x = engine.model.start(prior, size, seeds, float(sigmas[0]))
-    return sample_euler(denoiser.denoise, x, sigmas, _step_callback(engine, on_progress))
+    return _sample(job, denoiser.denoise, x, sigmas, engine, on_progress)
 
 
-def _step_callback(engine: Engine, on_progress: OnProgress) -> Callable[[int, int, Tensor, Tensor], bool]:
-    """Shows a preview of the denoised estimate every so many steps; False once the user has interrupted."""
-    previewer, every = engine.previewer(), engine.preview_settings.every_steps
+def _sample(
+    job: Txt2Img, denoise: Denoise, x: Tensor, sigmas: Tensor, engine: Engine, on_progress: OnProgress
+) -> Tensor:
+    """Sampling with previews of the denoised estimate, until the end or until the user has interrupted.
+
+    The noisy latent would show noise until the last steps; the estimate shows the picture's layout from the first.
+    """
+    every, reached = engine.preview_settings.every_steps, [0, len(sigmas) - 1]
+
+    def show(pixels: Pixels) -> None:
+        on_progress(Progress("sampling", reached[0], reached[1], pixels))
 
     def on_step(step: int, steps: int, x: Tensor, denoised: Tensor) -> bool:
-        preview = previewer(denoised) if (step + 1) % every == 0 else None
-        on_progress(Progress("sampling", step + 1, steps, None if preview is None else preview.numpy()))
+        reached[:] = step + 1, steps
+        if (step + 1) % every == 0:
+            previews.offer(denoised)
+        on_progress(Progress("sampling", step + 1, steps))
         return not engine.is_interrupted()
 
-    return on_step
+    with engine.previews(job.preview, show) as previews:
+        return sample_euler(denoise, x, sigmas, on_step)
 
 
 def _encode(job: Img2Img, engine: Engine, on_progress: OnProgress) -> Tensor:
@@ -150,7 +173,7 @@ def _encode(job: Img2Img, engine: Engine, on_progress: OnProgress) -> Tensor:
     assert job.picture is not None  # job.check() has seen to it
     stretch = job.resize_mode != RESIZE_MODES[0]
     pixels = fitted(pictures.open_picture(job.picture).pixels, (job.height, job.width), stretch=stretch)
-    with engine.live_vae() as live, torch.inference_mode():
+    with engine.live_vae("encoder", job.vae_encoder) as live, torch.inference_mode():
         latent = live.vae.encode(pictures.to_image(pixels))
     _go_on(engine)
     return latent.float().cpu()
@@ -159,14 +182,14 @@ def _encode(job: Img2Img, engine: Engine, on_progress: OnProgress) -> Tensor:
 def _decode(job: Txt2Img, seeds: Sequence[int], latents: Tensor, engine: Engine, on_progress: OnProgress) -> list[Made]:
     """Pictures one after the other, all with the same VAE; an interrupt leaves at least the first."""
     pixels: list[Pixels] = []
-    with engine.live_vae() as live, torch.inference_mode():
+    with engine.live_vae("decoder", job.vae_decoder) as live, torch.inference_mode():
         for i, latent in enumerate(latents):
             if pixels and engine.is_interrupted():
                 break
             on_progress(Progress("decoding", i, len(latents)))
             pixels.append(pictures.to_pixels(live.vae.decode(latent[None]))[0])
     on_progress(Progress("decoding", len(latents), len(latents)))
-    fields = vae_fields(live)
+    fields = {**vae_fields(live), **type_fields(job, engine, live.method)}
     return [Made(p, _infotext(job, seed, fields), seed) for p, seed in zip(pixels, seeds, strict=False)]
 
 
@@ -174,6 +197,16 @@ def vae_fields(live: VaeInUse) -> dict[str, str]:
     """A1111's two fields: the first ten digits of the file's hash, if it can be worked out, and its name."""
     digits = live.sha256()[:10]
     return {"VAE hash": digits, "VAE": live.name} if digits else {"VAE": live.name}
+
+
+def type_fields(job: Txt2Img, engine: Engine, decoder: str) -> dict[str, str]:
+    """A1111's two fields for a TAESD in the VAE's place."""
+    fields = {}
+    if isinstance(job, Img2Img):
+        with engine.live_vae("encoder", job.vae_encoder) as live:
+            fields["VAE Encoder"] = live.method
+    fields["VAE Decoder"] = decoder
+    return {name: method for name, method in fields.items() if method != FULL}
 
 
 def _infotext(job: Txt2Img, seed: int, vae: dict[str, str]) -> str:

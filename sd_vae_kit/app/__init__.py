@@ -110,7 +110,7 @@ def build_program(folders: Folders, shown: Path, forced_vae: Path | None = None)
     if forced_vae is not None and not forced_vae.is_file():
         raise OptionError(f"--vae-path names {forced_vae}, which is not a file; correct the path.")
     store = SettingsStore(folders.data / "settings.json")
-    vaes = (folders.own_vaes, *folders.vaes, folders.demo)
+    vaes = (folders.own_vaes, folders.own_tiny_vaes, *folders.vaes, folders.demo)
     checkpoints = (folders.own_checkpoints, *folders.checkpoints)
     library = Library(
         [*(Folder(path) for path in vaes), *(Folder(path, "checkpoint") for path in checkpoints)],

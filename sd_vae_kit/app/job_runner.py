@@ -85,11 +85,11 @@ class JobRunner:
 
     def _run(self, tab: str, job: Txt2Img, previous: tuple[Finished, ...]) -> None:
         def on_progress(progress: Progress) -> None:
-            now = self.snapshot(tab)
-            preview = now.preview if progress.preview is None else jpeg(progress.preview)
-            self._publish(
-                tab, replace(now, step=progress.step, steps=progress.steps, phase=progress.phase, preview=preview)
-            )
+            preview = None if progress.preview is None else jpeg(progress.preview)
+            with self._changed:  # previews come from another thread than the steps
+                now = self.snapshot(tab)
+                shown = replace(now, step=progress.step, steps=progress.steps, phase=progress.phase)
+                self._publish(tab, shown if preview is None else replace(shown, preview=preview))
 
         try:
             outcome = self._host.txt2img(job, on_progress)

@@ -11,7 +11,7 @@ from sd_vae_kit.features import job as jobs
 from sd_vae_kit.features.job import Img2Img
 from sd_vae_kit.infotext import Infotext
 from sd_vae_kit.library import Entry, Library
-from sd_vae_kit.settings import AUTOMATIC, NONE
+from sd_vae_kit.settings import AUTOMATIC, FULL, NONE
 
 SIZE = re.compile(r"(\d+)\s*x\s*(\d+)")
 NUMBERS: dict[str, tuple[str, Callable[[str], object]]] = {
@@ -19,6 +19,8 @@ NUMBERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "Seed": ("seed", int),
     "Denoising strength": ("denoising_strength", float),
 }
+
+VAE_TYPES = {"VAE Encoder": "vae_encoder", "VAE Decoder": "vae_decoder"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class WantedVae:
 def values_of(info: Infotext) -> tuple[dict[str, object], list[str]]:
     """Values for the form by field name, and notes on those that cannot be taken."""
     values: dict[str, object] = {"prompt": info.prompt, "negative_prompt": info.negative_prompt}
+    # as in the web UIs, a picture that says nothing was made by the VAE itself
+    values |= {name: FULL for key, name in VAE_TYPES.items() if info.fields and key not in info.fields}
     notes = []
     for key, text in info.fields.items():
         try:
@@ -77,6 +81,8 @@ def _numbers(key: str, text: str) -> dict[str, object]:
         if match is None:
             raise ValueError(text)
         return {"width": int(match[1]), "height": int(match[2])}
+    if key in VAE_TYPES:
+        return {VAE_TYPES[key]: text}
     if key in NUMBERS:
         name, convert = NUMBERS[key]
         return {name: convert(text)}

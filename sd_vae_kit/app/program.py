@@ -7,12 +7,13 @@ from pathlib import Path
 
 from sd_vae_kit import infotext, pictures
 from sd_vae_kit.adapters.demo_model import NAME
-from sd_vae_kit.adapters.standalone import OWN_VAE, Folders, StandaloneHost
+from sd_vae_kit.adapters.standalone import OWN_VAE, Folders, StandaloneHost, load_half
 from sd_vae_kit.adapters.standalone_api import StandaloneApi
 from sd_vae_kit.app import paste, vae_facts
 from sd_vae_kit.app.job_runner import JobRunner
 from sd_vae_kit.catalogue import Catalogue, catalogue, with_own_entries
 from sd_vae_kit.catalogue_service import CatalogueService
+from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import OptionError, PictureError, VaeKitError
 from sd_vae_kit.features import history
 from sd_vae_kit.features.guard_family import FamilyGuard
@@ -20,6 +21,7 @@ from sd_vae_kit.features.history import History
 from sd_vae_kit.features.job import Snapshot, Txt2Img, fit_size
 from sd_vae_kit.features.rules import FILE_NAME, RulesFile
 from sd_vae_kit.features.swap import Swapper
+from sd_vae_kit.features.tiny_vaes import TinyVaes, other_half
 from sd_vae_kit.library import Entry, Library
 from sd_vae_kit.settings import AUTOMATIC, NONE, SettingsStore, Value, spec_of, to_values
 from sd_vae_kit.ui.program import Message, Pasted, TopBar, VaeFacts, VaeRow
@@ -61,6 +63,8 @@ class StandaloneProgram:
         )
         self._jobs = JobRunner(host, shown, host.folders.data)
         host.describe_live = self._describe_live
+        host.tiny = TinyVaes([library], guard, lambda: store.settings.guard)
+        host.other_half = self._other_half
         for warning in store.warnings:
             host.notify(warning, "warning")
 
@@ -97,7 +101,9 @@ class StandaloneProgram:
             vaes.append(chosen)
         live = self._live_entry()
         reason = self._swapper.active.decision.reason
-        return TopBar((NAME,), NAME, tuple(vaes), chosen, live.name, self._short_hash(live), reason)
+        tiny = [entry for entry in self._library.entries if entry.state == "ok" and entry.kind == "tiny"]
+        notes = {entry.name: vae_facts.tiny_note(entry) for entry in tiny}
+        return TopBar((NAME,), NAME, tuple(vaes), chosen, live.name, self._short_hash(live), reason, notes)
 
     def refresh(self) -> None:
         entries = self._library.refresh()
@@ -213,6 +219,11 @@ class StandaloneProgram:
     def _describe_live(self) -> tuple[str, Callable[[], str]]:
         entry = self._live_entry()
         return entry.name, lambda: self._library.sha256(entry)
+
+    def _other_half(self) -> Vae | None:
+        """The file beside a live TAESD decoder or encoder that holds the other half."""
+        entry = other_half(self._library.entries, self._live_entry())
+        return load_half(self._library, entry) if entry else None
 
     def _short_hash(self, entry: Entry) -> str:
         """The VAE hash, if it is known or quickly worked out."""

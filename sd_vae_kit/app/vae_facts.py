@@ -28,6 +28,12 @@ def row_of(entry: Entry, is_active: bool) -> VaeRow:
     return VaeRow(entry.name, family, kind, readable_size(entry.size), is_active, entry.reason)
 
 
+def tiny_note(entry: Entry) -> str:
+    """What a TAESD is, for lists: "TAESD decoder, SDXL"."""
+    part = "" if entry.part == "both" else f" {entry.part}"
+    return f"TAESD{part}, {family_label(entry.family)}"
+
+
 def facts_of(library: Library, entry: Entry) -> Iterator[VaeFacts]:
     """All that is known, again and again until hash and fingerprint are worked out."""
     rows = [("Name", entry.name), ("Path", str(entry.path)), *_header_rows(entry)]

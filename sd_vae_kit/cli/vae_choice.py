@@ -47,7 +47,7 @@ def open_library(options: argparse.Namespace) -> Library:
         if not Path(name).is_dir():
             raise OptionError(f"--vae-dir {name} is not a folder.")
     data = Path(options.data_dir or platformdirs.user_data_dir("vae-kit", appauthor=False)).expanduser()
-    folders = (*map(Path, options.vae_dir), data / "models" / "VAE", DEMO_FOLDER)
+    folders = (*map(Path, options.vae_dir), data / "models" / "VAE", data / "models" / "VAE-taesd", DEMO_FOLDER)
     return Library([Folder(folder) for folder in folders], data / "cache" / "library.json")
 
 

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from sd_vae_kit.errors import OptionError
+from sd_vae_kit.settings import FULL, TAESD
 
 SIDE_MIN, SIDE_MAX, SIDE_STEP = 64, 2048, 8
 STEPS_MAX, BATCH_MAX, CFG_MAX = 150, 8, 30.0
 SEED_LIMIT = 2**32
 RESIZE_MODES = ("Crop and resize", "Just resize")
 RANDOM_SEED = -1
+AS_SET = "As in Settings"
+VAE_TYPES = (AS_SET, FULL, TAESD)
+PREVIEWS = (AS_SET, TAESD, "linear", "off")
 
 State = Literal["idle", "running", "done", "interrupted", "failed"]
 
@@ -29,6 +33,8 @@ class Txt2Img:
         seed: -1 for any; pictures of one batch count up from it.
         width, height: Pixels, multiples of 8.
         batch_size: Pictures made at once.
+        vae_decoder: What makes the picture, one of `VAE_TYPES`.
+        preview: What is shown while sampling, one of `PREVIEWS`.
     """
 
     prompt: str = ""
@@ -39,6 +45,8 @@ class Txt2Img:
     width: int = 512
     height: int = 512
     batch_size: int = 1
+    vae_decoder: str = AS_SET
+    preview: str = AS_SET
 
     def check(self) -> None:
         """Raise `OptionError` unless every number can be honoured."""
@@ -51,6 +59,8 @@ class Txt2Img:
         _within("batch size", self.batch_size, 1, BATCH_MAX)
         _within("CFG scale", self.cfg_scale, 0.0, CFG_MAX)
         _within("seed", self.seed, RANDOM_SEED, SEED_LIMIT - 1)
+        _among("VAE type for decode", self.vae_decoder, VAE_TYPES)
+        _among("live preview", self.preview, PREVIEWS)
 
 
 @dataclass(frozen=True)
@@ -61,11 +71,13 @@ class Img2Img(Txt2Img):
         picture: The file to start from; any size.
         denoising_strength: 0 only sends it through the VAE and back, 1 keeps nothing of it.
         resize_mode: How a picture of another shape is made to fit.
+        vae_encoder: What turns the picture into a latent, one of `VAE_TYPES`.
     """
 
     picture: Path | None = None
     denoising_strength: float = 0.5
     resize_mode: str = RESIZE_MODES[0]
+    vae_encoder: str = AS_SET
 
     def check(self) -> None:
         """Raise `OptionError` unless there is a picture and every number can be honoured."""
@@ -73,8 +85,8 @@ class Img2Img(Txt2Img):
         if self.picture is None:
             raise OptionError("There is no picture to start from; drop one into the field above.")
         _within("denoising strength", self.denoising_strength, 0.0, 1.0)
-        if self.resize_mode not in RESIZE_MODES:
-            raise OptionError(f"The resize mode is {self.resize_mode!r}; choose one of {', '.join(RESIZE_MODES)}.")
+        _among("resize mode", self.resize_mode, RESIZE_MODES)
+        _among("VAE type for encode", self.vae_encoder, VAE_TYPES)
 
 
 def names_of(kind: type[Txt2Img]) -> tuple[str, ...]:
@@ -142,6 +154,11 @@ class Snapshot:
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise OptionError(f"The {name} is {value:g}; it must lie between {low:g} and {high:g}.")
+
+
+def _among(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"The {name} is {value!r}; choose one of {', '.join(choices)}.")
 
 
 def make_job(kind: type[Txt2Img], values: Mapping[str, object]) -> Txt2Img:

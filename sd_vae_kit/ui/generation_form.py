@@ -71,6 +71,7 @@ def build_controls(form: Form) -> None:
     if isinstance(defaults, Img2Img):
         _slider(form, "denoising_strength", 0, 1, 0.01, defaults.denoising_strength)
     _build_seed(form, defaults.seed)
+    _build_choices(form)
     size = [form.widgets["width"], form.widgets["height"]]
     gradio_compat.listen(swap, "click", None, size, size, js="(width, height) => [height, width]")
 
@@ -85,6 +86,18 @@ def _build_picture(form: Form) -> None:
         label="If the picture has another shape",
         elem_id=element_id(form.tab, "resize_mode"),
     )
+
+
+def _build_choices(form: Form) -> None:
+    """What the job may decide otherwise than the settings."""
+    choices = [("vae_decoder", "VAE type for decode", jobs.VAE_TYPES), ("preview", "Live preview", jobs.PREVIEWS)]
+    if issubclass(form.kind, Img2Img):
+        choices.insert(0, ("vae_encoder", "VAE type for encode", jobs.VAE_TYPES))
+    with gr.Row(elem_classes=["vk-choices"]):
+        for name, label, values in choices:
+            form.widgets[name] = gr.Dropdown(
+                list(values), value=jobs.AS_SET, label=label, elem_id=element_id(form.tab, name), min_width=120
+            )
 
 
 def _build_seed(form: Form, default: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,7 @@ class TopBar:
         active: Name of the VAE that is live.
         active_hash: First ten digits of its sha256, empty while unknown.
         reason: One sentence: why this one.
+        notes: What to say in the list behind the names of files that are not ordinary VAEs, by name.
     """
 
     checkpoints: tuple[str, ...]
@@ -38,6 +39,12 @@ class TopBar:
     active: str
     active_hash: str
     reason: str
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def vae_choices(self) -> list[tuple[str, str]]:
+        """(what is shown, name) of every VAE."""
+        return [(f"{name} ({self.notes[name]})" if name in self.notes else name, name) for name in self.vaes]
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def build_top_bar(program: Program) -> TopBarView:
             list(bar.checkpoints), value=bar.checkpoint, label="Checkpoint", elem_id=element_ids.CHECKPOINT, scale=6
         )
         checkpoint_refresh = _refresh_button(element_ids.CHECKPOINT_REFRESH)
-        vae = gr.Dropdown(list(bar.vaes), value=bar.vae, label="SD VAE", elem_id=element_ids.SD_VAE, scale=6)
+        vae = gr.Dropdown(bar.vae_choices, value=bar.vae, label="SD VAE", elem_id=element_ids.SD_VAE, scale=6)
         vae_refresh = _refresh_button(element_ids.SD_VAE_REFRESH)
     active = gradio_compat.html(markup.active_line(bar), element_ids.ACTIVE)
     status = gradio_compat.html("", element_ids.STATUS, often_empty=True)
@@ -60,7 +60,7 @@ def shown(program: Program) -> list[object]:
     bar = program.top_bar()
     return [
         gradio_compat.update(choices=list(bar.checkpoints), value=bar.checkpoint),
-        gradio_compat.update(choices=list(bar.vaes), value=bar.vae),
+        gradio_compat.update(choices=bar.vae_choices, value=bar.vae),
         markup.active_line(bar),
         markup.status_lines(program.take_messages()),
     ]
