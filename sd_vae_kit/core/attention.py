@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sd_vae_kit.core.devices import dense
 from sd_vae_kit.core.edges import call_module
 from sd_vae_kit.core.plan import OutOfRange, Plan, RunStats
 from sd_vae_kit.core.range_guard import HalfIsNotEnough, RangeGuard
@@ -96,8 +97,8 @@ class AttentionPass:
         if step.linear:
             projected = self._project(step.out, tokens, self.exponent - exponent, exponent)
             return picture_of(projected, height).to(self.dtype, copy=True)
-        y = self._project(step.out, picture_of(tokens, height), self.exponent - exponent, exponent)
-        return y.to(memory_format=torch.channels_last)
+        y = self._project(step.out, dense(picture_of(tokens, height)), self.exponent - exponent, exponent)
+        return dense(y)
 
     def _tokens(self, module: nn.Module, picture: Tensor, gain: int) -> Tensor:
         """(1, C, h, W) through a module without reach, times 2**gain -> (1, h * W, C)."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sd_vae_kit.core.devices import dense, traits
 from sd_vae_kit.core.edges import Rows, call_module, call_on_band
 from sd_vae_kit.core.padding import zero_padded
 from sd_vae_kit.core.plan import Plan
@@ -78,7 +79,7 @@ class Convolver:
         packed = self._pack(conv, scaling)
         if packed.weight is None:
             y = self._called(conv, packed, rows, height, top, bottom).to(
-                scaling.dtype, copy=True, memory_format=torch.channels_last
+                scaling.dtype, copy=True, memory_format=traits(self.plan.device).memory_format
             )  # hosts may compute in another type; a crop keeps the whole alive, and may belong to the module
             if packed.bias is not None:
                 y.sub_(packed.bias[:, None, None])
@@ -115,7 +116,7 @@ class Convolver:
             bias = bias.float() * 2.0 ** -(scaling.bias + lift)
         if is_subpixel(conv):
             weight, bias = subpixel_weight(weight), None if bias is None else bias.repeat(4)
-        weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        weight = dense(weight.to(dtype))
         return _Packed(weight, None if bias is None else bias.to(dtype), by_weights - down, lift)
 
     def _correction(self, conv: Conv, scaling: Scaling) -> _Packed:
@@ -135,7 +136,7 @@ def weight_room(weight: Tensor) -> int:
 def seen_bias(conv: Conv, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(C_out,): what the module answers to zeros, far from its edges, patches and casts included."""
     zeros = torch.zeros(1, conv.channels_in, 2 * conv.reach[0], 2 * conv.reach[1], device=device, dtype=dtype)
-    answer = call_module(conv.module, zeros.contiguous(memory_format=torch.channels_last))
+    answer = call_module(conv.module, dense(zeros))
     return answer[0, :, answer.shape[2] // 2, answer.shape[3] // 2].detach().to(dtype)
 
 
@@ -152,7 +153,7 @@ def _by_weights(
     if above != below:
         x, above = zero_padded(x, above=above, below=below), 0
     groups: Any = conv.module
-    return F.conv2d(x, weight, bias, conv.stride, (above, conv.padding[1]), conv.dilation, groups.groups)
+    return F.conv2d(dense(x), weight, bias, conv.stride, (above, conv.padding[1]), conv.dilation, groups.groups)
 
 
 def _resized(conv: Conv, rows: Rows, height: int, top: int, bottom: int) -> Tensor:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sd_vae_kit.core.devices import traits
 from sd_vae_kit.core.heap import churn_limit
+from sd_vae_kit.core.host_link import is_remote
 from sd_vae_kit.core.plan import Plan
 from sd_vae_kit.core.schedule import Event, Handling, all_values, make_schedule, source_range
 from sd_vae_kit.core.steps import AttentionStep, Conv, Program, Step
@@ -69,17 +71,21 @@ class _Model:
                 alive[event.value] = self.bytes_of(event.value)
                 if len(event.bands) == 1:
                     temporary -= self.bytes_of(event.value)  # the band itself is kept
-            if self.plan.device.type == "cpu":
+            if traits(self.plan.device).keeps_heap:
                 temporary += self._slack(event)
             resident = sum(alive.values())
-            if self.plan.on_host and self.plan.device.type != "cpu":
-                host, resident = max(host, resident), 0
+            if is_remote(self.plan):
+                host, resident = max(host, sum(map(self._pinned, alive.values()))), 0
             device = max(device, resident + temporary)
             macs += event_macs
             bands += len(event.bands)
             for value in event.frees:
                 alive.pop(value, None)
         return Cost(result + device, host, macs * batch, bands * batch)
+
+    def _pinned(self, size: int) -> int:
+        """What a host value really takes: torch's allocator of pinned memory hands out powers of two."""
+        return 1 << (size - 1).bit_length() if traits(self.plan.device).has_streams else size
 
     def _slack(self, event: Event) -> int:
         """Bytes that were freed but not yet returned to the system: see `heap.Heap`; measured, not derived.
@@ -141,7 +147,7 @@ class _Model:
     def _source(self, value: int, rows: int) -> _BandCost:
         """Reading rows of a value: nothing if it is stored (on the device), else computing them."""
         if value == 0 or value in self.stored or value in self.memo:
-            size = self.bytes_of(value, rows) if self.plan.on_host and self.plan.device.type != "cpu" else 0
+            size = self.bytes_of(value, rows) if is_remote(self.plan) else 0
             return _BandCost(2 * size, 2 * size, 0.0)  # twice: the next band's rows are on their way
         if len(self.readers[value]) > 1:
             self.memo.add(value)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sd_vae_kit.core.devices import dense
 from sd_vae_kit.core.plan import Plan
 from sd_vae_kit.core.schedule import Handling, convolutions, rows_fetched
 from sd_vae_kit.core.steps import Conv, Program
@@ -62,7 +63,7 @@ def _proven_handling(conv: Conv, device: torch.device, dtype: torch.dtype) -> Ha
     height, width = 4 * stride * max(2, reach), conv.reach[1] + 3
     generator = torch.Generator().manual_seed(0)  # the host's own random numbers are left alone
     x = torch.rand(1, conv.channels_in, height, width, generator=generator).sub_(0.5).to(device, dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = dense(x)
     whole = call_module(conv.module, x)
     out_rows = (height + 2 * conv.padding[0] - reach) // stride + 1
     tolerance = (1e-4 if dtype in (torch.float32, torch.float64) else 3e-2) * float(whole.abs().max() + 1e-6)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sd_vae_kit.core.devices import dense, traits
 from sd_vae_kit.errors import UnsupportedVaeError
 
 OFFSET_LIMIT = 8.0  # mean/std from which fp32 sums of one band are taken again about their mean
@@ -64,7 +65,7 @@ def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if x.device.type == "cpu" and x.dtype == torch.float16:
         x = x.float()  # torch before 2.3 has no half-precision batch statistics on the CPU
-    if x.device.type in ("cpu", "cuda"):
+    if traits(x.device).has_moments_kernel:
         scratch = torch.zeros(2, x.shape[1], dtype=dtype, device=x.device)
         mean, variance = torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0)
         return mean.to(dtype), variance.to(dtype)
@@ -120,11 +121,11 @@ class ScaleShift:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x (1, C, h, W): a new tensor of the same shape, dtype and layout; computed in fp32."""
-        if x.device.type == "cuda" or (x.device.type == "cpu" and x.dtype != torch.float16):
+        if traits(x.device).has_affine_kernel and not (x.device.type == "cpu" and x.dtype == torch.float16):
             # inference batch norm is torch's one-pass kernel for this, with fp32 parameters on bf16 data
             return F.batch_norm(x, self.zeros, self.ones, self.scale, self.shift, False, 0.0, 0.0)
         scale, shift = self.scale[:, None, None], self.shift[:, None, None]
-        return torch.addcmul(shift, x.to(scale.dtype), scale).to(x.dtype)
+        return dense(torch.addcmul(shift, x.to(scale.dtype), scale).to(x.dtype))
 
 
 def scale_and_shift(

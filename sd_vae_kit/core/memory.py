@@ -233,8 +233,11 @@ def _choose(
     if mode == "auto" and whole.peak_bytes <= budget:
         return whole_plan(device, dtype), whole, "the whole picture fits"
     tried: list[tuple[Plan, Cost]] = []
+    ram = free_memory(torch.device("cpu")).free_bytes
     for plan in islice(ladder(program, shape, dtype, device, budget), 1, None):
         cost = predict(program, plan, shape)
+        if ram is not None and cost.host_bytes > ram * MARGIN:
+            continue
         if cost.peak_bytes <= budget:
             reason = "storing every activation does not fit"
             if not tried:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from sd_vae_kit.core.devices import empty
 
 
 def zero_padded(x: Tensor, *, above: int = 0, below: int = 0, right: int = 0) -> Tensor:
-    """X (1, C, h, w) with rows of zeros above and below and columns to the right, channels_last.
+    """X (1, C, h, w) with rows of zeros above and below and columns to the right, newly made.
 
     torch's `pad` fills everything first and copies then; a band is large and its edge is not.
     """
     _, channels, height, width = x.shape
-    out = torch.empty(
-        (1, channels, height + above + below, width + right), dtype=x.dtype, device=x.device,
-        memory_format=torch.channels_last,
-    )  # fmt: skip
+    out = empty((1, channels, height + above + below, width + right), x.dtype, x.device)
     out[:, :, above : above + height, :width] = x
     out[:, :, :above], out[:, :, above + height :], out[:, :, :, width:] = 0.0, 0.0, 0.0
     return out

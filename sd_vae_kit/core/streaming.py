@@ -14,8 +14,7 @@ Nothing is kept on modules: calls from several threads on one VAE do not disturb
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from sd_vae_kit.core.attention import AttentionPass
 from sd_vae_kit.core.convolution import Convolver, Scaling
+from sd_vae_kit.core.devices import dense, empty, traits, without_autocast
 from sd_vae_kit.core.edges import Rows, edge_handlings
 from sd_vae_kit.core.group_norm import Moments, ScaleShift, band_moments, scale_and_shift
 from sd_vae_kit.core.heap import Heap
@@ -70,7 +70,7 @@ def run_streamed(
         )
     size = (x.shape[2], x.shape[3])
     channels, height, width = program.shapes(size)[-1]
-    with torch.no_grad(), _without_autocast(plan.device.type):
+    with torch.no_grad(), without_autocast(plan.device):
         handling = edge_handlings(program, plan)
         schedule = make_schedule(program, plan, size, handling)
         progress = _Progress(on_step, x.shape[0] * sum(len(event.bands) for event in schedule), stats or RunStats())
@@ -79,18 +79,6 @@ def run_streamed(
             stream = _Stream(program, plan, size, schedule, handling, progress, guard)
             stream.run(x[sample : sample + 1], result[sample : sample + 1])
     return result
-
-
-@contextlib.contextmanager
-def _without_autocast(device_type: str) -> Iterator[None]:
-    """A host may have autocast on around us; it would change dtypes in the middle of a step."""
-    try:
-        context = torch.autocast(device_type, enabled=False)
-    except RuntimeError:  # this device type has no autocast (DirectML)
-        yield
-        return
-    with context:
-        yield
 
 
 class _Progress:
@@ -134,11 +122,11 @@ class _Stream:
         self.convolver = Convolver(plan, handling)
         self.computed: dict[int, tuple[int, int, Tensor]] = {}  # rows of values that are not stored, for one band
         self.link = HostLink(plan.device) if is_remote(plan) else None
-        self.heap = Heap(plan) if plan.device.type == "cpu" else None
+        self.heap = Heap(plan) if traits(plan.device).keeps_heap else None
 
     def run(self, x: Tensor, result: Tensor) -> None:
         """Take x (1, C, h, w) through all passes; the last one writes `result`."""
-        self.values[0] = x.to(self.plan.device, self.plan.dtype).contiguous(memory_format=torch.channels_last)
+        self.values[0] = self._input(x)
         for event in self.schedule:
             step = self.program.steps[event.value - 1]
             self.progress.stats.bands_by_step.append((step.name, len(event.bands)))
@@ -155,6 +143,12 @@ class _Stream:
                 self.link.finish()
             if self.heap is not None:
                 self.heap.pass_done()
+
+    def _input(self, x: Tensor) -> Tensor:
+        if self.link is None:
+            return dense(x.to(self.plan.device, self.plan.dtype))
+        host = self.link.empty(tuple(x.shape), self.plan.dtype)
+        return host.copy_(x)
 
     def _sweep(self, step: Step, event: Event, result: Tensor | None) -> None:
         """Compute a value in bands; store it or only take its statistics."""
@@ -205,10 +199,7 @@ class _Stream:
             return self._examined(self._computed(value, top, bottom, dtype), value, "result")
         # fp32 in the middle of a half-precision run: in pieces, so that it needs no more memory than the other steps
         channels, _, width = self.shapes[value]
-        result = torch.empty(
-            (1, channels, bottom - top, width), dtype=self.plan.dtype, device=self.plan.device,
-            memory_format=torch.channels_last,
-        )  # fmt: skip
+        result = empty((1, channels, bottom - top, width), self.plan.dtype, self.plan.device)
         for first, last in split_rows(bottom - top, max(8, (bottom - top) // 8 * 2)):
             result[:, :, first:last] = self._computed(value, top + first, top + last, dtype)
         return self._examined(result, value, "result")
@@ -426,14 +417,13 @@ class _Target:
 
     def commit(self, top: int, bottom: int, band: Tensor) -> None:
         """Write rows [top, bottom), but keep back the last rows that the next band still reads as they were."""
-        if self.buffer is None or (self.event.over is not None and len(self.event.bands) == 1):
-            if len(self.event.bands) == 1:
-                self._keep(band.contiguous(memory_format=torch.channels_last))
-                return
-            self.buffer = torch.empty(
-                (1, *self.stream.shapes[self.event.value]), dtype=band.dtype, device=band.device,
-                memory_format=torch.channels_last,
-            )  # fmt: skip
+        link, is_single = self.stream.link, len(self.event.bands) == 1
+        if link is None and is_single and (self.buffer is None or self.event.over is not None):
+            self._keep(dense(band))
+            return
+        if self.buffer is None:
+            shape = (1, *self.stream.shapes[self.event.value])
+            self.buffer = empty(shape, band.dtype, band.device) if link is None else link.empty(shape, band.dtype)
         if self.pending is not None:
             if bottom - top < self.held:
                 band = torch.cat([self.pending, band], 2)

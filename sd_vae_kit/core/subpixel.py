@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sd_vae_kit.core.devices import dense, empty
 from sd_vae_kit.core.edges import Rows
 from sd_vae_kit.core.padding import zero_padded
 from sd_vae_kit.core.steps import Conv
@@ -49,12 +50,10 @@ def upsampled(weight: Tensor, bias: Tensor | None, rows: Rows, height: int, top:
     above, below = a - (first - 1), last + 1 - b
     if above != below:
         x, above = zero_padded(x, above=above, below=below), 0
-    y = F.conv2d(x, weight, bias, padding=(above, 1))
+    y = F.conv2d(dense(x), weight, bias, padding=(above, 1))
     del x
     channels, width = weight.shape[0] // 4, y.shape[3] - 1
-    out = torch.empty(
-        (1, channels, bottom - top, 2 * width), dtype=y.dtype, device=y.device, memory_format=torch.channels_last
-    )
+    out = empty((1, channels, bottom - top, 2 * width), y.dtype, y.device)
     for parity in (0, 1):
         row = top + (top + parity) % 2  # first row of this parity
         count = (bottom - row + 1) // 2
