@@ -33,7 +33,7 @@ from modules import (
 )
 from torch import Tensor, nn
 
-from sd_vae_kit.adapters.webui_host import Storage, WebuiHost, collected, latent_format_of
+from sd_vae_kit.adapters.webui_host import Storage, WebuiHost, collected, is_blank, latent_format_of
 from sd_vae_kit.catalogue import KnownVae, with_own_entries
 from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.errors import VaeKitError
@@ -102,6 +102,7 @@ class A1111Host(WebuiHost):
         self._decided = Decision(None, "own", "The checkpoint's own VAE.")
         self._refused: dict[int, Key] = {}  # id of a model -> the VAE that could not be used when it was loaded
         self._fresh = False  # a checkpoint's weights were just put into the model, its own VAE is live
+        self._blank: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models whose checkpoint held no VAE
         self._left_to_host: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._own_states: weakref.WeakKeyDictionary[nn.Module, tuple[Mapping[str, Tensor], dict[str, Tensor]]]
         self._own_states = weakref.WeakKeyDictionary()
@@ -216,7 +217,23 @@ class A1111Host(WebuiHost):
         return next(same, None)
 
     def decide(self, checkpoint_file: str) -> Decision:
-        """By our rules; where a VAE beside the checkpoint is looked for in the host's way, by its prefix."""
+        """By our rules; a checkpoint that holds no VAE has its family's standard one in place of its own."""
+        decision = self._by_rules(checkpoint_file)
+        blank = (model for model in self._blank if model.sd_checkpoint_info.filename == checkpoint_file)
+        model = next(blank, None) if decision.rule == "own" else None
+        return self._standard_for(model) or decision if model is not None else decision
+
+    def _standard_for(self, model: Any) -> Decision | None:
+        """The family's standard VAE, if it is installed."""
+        checkpoint = self.checkpoint_of(model)
+        entry = self.guard.standard(checkpoint.latent_format.name) if self.guard and checkpoint else None
+        if checkpoint is None or entry is None:
+            return None
+        why = f"so {entry.name} is used, the standard VAE of {checkpoint.latent_format.label}."
+        return Decision(entry, "standard", f"Automatic: {checkpoint.name} holds no VAE of its own, {why}")
+
+    def _by_rules(self, checkpoint_file: str) -> Decision:
+        """The rules; where a VAE beside the checkpoint is looked for in the host's way, by its prefix."""
         decision = super().decide(checkpoint_file)
         overrides = self.settings.vae.overrides_per_model
         undecided = decision.rule in ("own", "beside") or (decision.rule == "setting" and not overrides)
@@ -254,11 +271,14 @@ class A1111Host(WebuiHost):
         if fresh:
             self.model_changed(model)
             self._left_to_host.discard(model)
+            (self._blank.add if is_blank(model.first_stage_model) else self._blank.discard)(model)
         swapper = self._our_swapper(model, None)
         if swapper is None:
             return original(model, vae_file, vae_source)
         self._refused.pop(id(model), None)
         decision = self._decision(vae_file, vae_source)
+        if fresh and model in self._blank and decision.rule == "own":
+            decision = self._standard_for(model) or decision
         try:
             active = swapper.activate(decision)
         except VaeKitError as error:

@@ -370,7 +370,7 @@ class ForgeHost(A1111Host):
         return parameters
 
     def _vae_in(self, text: str) -> str | None:
-        """Our name of the VAE a text speaks of."""
+        """Our name of the VAE a text speaks of, by its name or else by its hash."""
         fields = parse_fields(text.strip().split("\n")[-1])
         named = fields.get(self.infotext_key) or fields.get("VAE")
         if named is None or named in (AUTOMATIC, NONE):
@@ -378,7 +378,8 @@ class ForgeHost(A1111Host):
         try:
             return self.library.get(named).name
         except VaeKitError:
-            return None
+            found = self.library.find_by_hash(fields.get(f"{self.infotext_key} hash") or fields.get("VAE hash", ""))
+            return found.name if found else None
 
     @contextmanager
     def computing(self) -> Iterator[torch.device]:

@@ -238,6 +238,18 @@ class FamilyGuard:
         standard = self._catalogue.standard(family)
         return installed, "" if installed or standard is None or not standard.can_install else standard.name
 
+    def standard(self, family: str) -> Entry | None:
+        """The installed file that is the catalogue's standard VAE of a family, told by its hash; None without one."""
+        known = self._catalogue.standard(family)
+        if known is None or known.sha256 is None:
+            return None
+        alike = (e for e in self._library.entries if e.state == "ok" and known.size in (None, e.size))
+        for entry in alike:  # a file of another size cannot be it, so few are read
+            with suppress(VaeKitError):
+                if self._library.sha256(entry) == known.sha256:
+                    return entry
+        return None
+
     def remembered(self, entry: Entry) -> str:
         """The family found earlier, or what the file says; nothing is computed."""
         start = f"{entry.path}|{entry.size}|{entry.mtime_ns}|"

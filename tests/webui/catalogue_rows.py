@@ -171,7 +171,7 @@ class CatalogueTab:
         open_tab(page, "txt2img")
         page.locator("#txt2img_prompt textarea").fill(text)
         page.locator("#txt2img_tools #paste").click()
-        expect(page.locator(".toast-wrap")).to_contain_text("their_vae.safetensors of that text is not here")
+        expect(page.locator(".toast-wrap")).to_contain_text("of that text is not here")
         panel = page.locator("#vae_kit_txt2img")
         if not panel.locator("label").first.is_visible():
             panel.locator(".label-wrap").first.click()
