@@ -33,7 +33,8 @@ from modules import (
 )
 from torch import Tensor, nn
 
-from sd_vae_kit.adapters.webui_host import Storage, WebuiHost, collected, is_blank, latent_format_of
+from sd_vae_kit.adapters.model_facts import holds_no_vae, is_blank, latent_format_of
+from sd_vae_kit.adapters.webui_host import Storage, WebuiHost, collected
 from sd_vae_kit.catalogue import KnownVae, with_own_entries
 from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.errors import VaeKitError
@@ -271,7 +272,7 @@ class A1111Host(WebuiHost):
         if fresh:
             self.model_changed(model)
             self._left_to_host.discard(model)
-            (self._blank.add if is_blank(model.first_stage_model) else self._blank.discard)(model)
+            self._look_for_vae(model)
         swapper = self._our_swapper(model, None)
         if swapper is None:
             return original(model, vae_file, vae_source)
@@ -288,9 +289,18 @@ class A1111Host(WebuiHost):
         self._say_if_blank(model, active)
         return None
 
+    def _look_for_vae(self, model: Any) -> None:
+        """Note whether the checkpoint that was just put into the model came without a VAE."""
+        path = Path(model.sd_checkpoint_info.filename)
+        without = is_blank(model.first_stage_model) or holds_no_vae(path)
+        (self._blank.add if without else self._blank.discard)(model)
+
+    def has_no_vae(self, model: nn.Module) -> bool:
+        return model in self._blank or super().has_no_vae(model)
+
     def _say_if_blank(self, model: Any, active: Active) -> None:
         checkpoint = self.checkpoint_of(model)
-        for warning in self._without_weights(checkpoint, active, model.first_stage_model) if checkpoint else ():
+        for warning in self._without_weights(checkpoint, active, model) if checkpoint else ():
             self.notify(warning, "warning")
 
     def _our_swapper(self, model: Any, reload: Callable[..., object] | None) -> Swapper | None:

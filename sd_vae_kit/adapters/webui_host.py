@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from sd_vae_kit.adapters.call_gate import CallGate
+from sd_vae_kit.adapters.model_facts import is_blank, precision_of
 from sd_vae_kit.adapters.patch import Patches
 from sd_vae_kit.adapters.repairs import Repairs, repair_specs
 from sd_vae_kit.catalogue import KnownVae, catalogue
-from sd_vae_kit.core.latent_format import FORMATS, LatentFormat, family_label
+from sd_vae_kit.core.latent_format import family_label
 from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.features.choice import Decision, resolve
@@ -460,17 +461,22 @@ class WebuiHost(ABC):
             reason=active.decision.reason,
             sha256=self.hash_of(entry),
             precision=precision_of(module),
-            warnings=(*active.warnings, *self._without_weights(checkpoint, active, module)),
+            warnings=(*active.warnings, *self._without_weights(checkpoint, active, model)),
         )
 
-    def _without_weights(self, checkpoint: Checkpoint, active: Active, module: nn.Module) -> tuple[str, ...]:
+    def _without_weights(self, checkpoint: Checkpoint, active: Active, model: nn.Module) -> tuple[str, ...]:
         """A checkpoint saved without its VAE must not pass for one with a bad VAE."""
-        if active.decision.entry is not None or not is_blank(module):
+        if active.decision.entry is not None or not self.has_no_vae(model):
             return ()
         needed = checkpoint.latent_format
         fitting = [e.name for e in self.library.entries if e.state == "ok" and e.z_channels == needed.z_channels]
         offer = f"choose {' or '.join(fitting[:3])}" if fitting else f"install a VAE for {needed.label}"
-        return (f"{checkpoint.name} holds no VAE of its own, so pictures would be grey; {offer}.",)
+        return (f"{checkpoint.name} holds no VAE of its own, so pictures would be spoiled; {offer}.",)
+
+    def has_no_vae(self, model: nn.Module) -> bool:
+        """Whether the checkpoint in a model, whose own VAE is live, came without one."""
+        module = self.first_stage_of(model)
+        return module is not None and is_blank(module)
 
     def api_status(self) -> dict[str, object]:
         """`status` in the HTTP API's words."""
@@ -488,31 +494,6 @@ class WebuiHost(ABC):
 
     def _family(self, entry: Entry | None) -> str:
         return family_label(entry.family) if entry is not None and entry.family else ""
-
-
-def precision_of(module: nn.Module) -> str:
-    """Short name of the dtype a module computes in, such as "fp32"."""
-    parameter = next(module.parameters(), None)
-    name = str(parameter.dtype).removeprefix("torch.") if parameter is not None else ""
-    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
-
-
-def is_blank(module: nn.Module) -> bool:
-    """Whether a VAE has no weights: the checkpoint held none, and the program filled the module with zeros.
-
-    The norms tell: a trained one has weights around 1, and no other layer's weights need be looked at.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.GroupNorm) and m.weight is not None]
-    return bool(norms) and not any(bool(norm.weight.any()) for norm in norms)
-
-
-def latent_format_of(flags: Mapping[str, bool], scale_factor: object = None) -> LatentFormat:
-    """The family a model's own flags speak of: `is_sd3`, `is_sdxl`; else by its scale factor, else SD 1.x / 2.x."""
-    for flag, family in (("is_sd3", "sd3"), ("is_sdxl", "sdxl")):
-        if flags.get(flag):
-            return FORMATS[family]
-    same = [f for f in FORMATS.values() if f.z_channels == 4 and f.scale_factor == scale_factor]
-    return same[0] if same else FORMATS["sd1"]
 
 
 @contextmanager

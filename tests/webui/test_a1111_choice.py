@@ -213,8 +213,8 @@ def test_a_checkpoint_without_a_vae_is_no_grey_picture(webui, vaes):
     load(webui, "bare")
     status = webui.status()
     assert "bare holds no VAE of its own" in " ".join([status["reason"], *status["warnings"]])
-    grey = webui.txt2img()
-    assert np.ptp(grey.pixels) < 3, "this is what the program makes of it by itself"
+    spoiled = webui.txt2img()
+    assert np.ptp(spoiled.pixels) < 3, "one grey: this is what the program makes of it by itself"
     content = save(changed(dict(read_vae(smallest_checkpoint(A1111.folder())).state), 9))
     (vaes / "standard.safetensors").write_bytes(content)
     try:
