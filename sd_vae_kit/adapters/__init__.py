@@ -29,6 +29,10 @@ def detect_host() -> WebuiHost | None:
         return sdnext.create()
     if find_spec("modules.sd_hijack") is None:
         return None
+    if find_spec("modules_forge") is not None and find_spec("modules_forge.main_thread") is not None:
+        from sd_vae_kit.adapters import reforge
+
+        return reforge.create()
     from sd_vae_kit.adapters import a1111
 
     return a1111.create()

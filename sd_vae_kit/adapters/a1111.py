@@ -103,7 +103,7 @@ class A1111Host(WebuiHost):
         self._decided = Decision(None, "own", "The checkpoint's own VAE.")
         self._refused: dict[int, Key] = {}  # id of a model -> the VAE that could not be used when it was loaded
         self._fresh = False  # a checkpoint's weights were just put into the model, its own VAE is live
-        self._blank: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models whose checkpoint held no VAE
+        self._blank: weakref.WeakSet[Any] = weakref.WeakSet()  # models whose checkpoint held no VAE
         self._left_to_host: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._own_states: weakref.WeakKeyDictionary[nn.Module, tuple[Mapping[str, Tensor], dict[str, Tensor]]]
         self._own_states = weakref.WeakKeyDictionary()
