@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sd_vae_kit.core.convolution import Scaling, scaled_weights
 from sd_vae_kit.core.devices import dense
-from sd_vae_kit.core.edges import call_module
+from sd_vae_kit.core.edges import call_module, has_stock_forward
 from sd_vae_kit.core.plan import OutOfRange, Plan, RunStats
 from sd_vae_kit.core.range_guard import HalfIsNotEnough, RangeGuard
 from sd_vae_kit.core.ranges import MAX_SHIFT, SHIFT_STEP, Ranges
 from sd_vae_kit.core.steps import AttentionStep
+
+ENTERING = 8  # normalised values are small enough to be made 2**8 times larger
 
 
 class AttentionPass:
@@ -27,6 +30,9 @@ class AttentionPass:
         channels: Of each token.
         stats: Its `chunks` are counted.
         guard: Whether queries, keys and values are checked; their norms are nobody's statistics.
+
+    Attributes:
+        is_stale: Keys and values were only adapted to a repair; they keep more digits if they are taken again.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class AttentionPass:
         """Throw keys and values away: `take` is called for all rows again."""
         self.keys = torch.empty(1, self.count, self.channels, device=self.plan.device, dtype=self.dtype)
         self.values = torch.empty_like(self.keys)
+        self.is_stale = False
 
     def take(self, normed: Tensor, first: int) -> None:
         """Keys and values of tokens `first` and following, from normed rows (1, C, h, W) in `dtype`.
@@ -108,12 +115,22 @@ class AttentionPass:
 
     def _project(self, module: nn.Module, x: Tensor, gain: int, bias: int) -> Tensor:
         """(W x) * 2**gain + b * 2**-bias of a linear layer or 1x1 convolution."""
-        down, lift = min(0, gain), max(0, gain)
-        y = call_module(module, x * 2.0**down if down else x).to(self.dtype)
-        if bias + lift:
-            zeros = torch.zeros_like(x[:, :1] if self.step.linear else x[:, :, :1, :1])
-            seen = call_module(module, zeros).to(self.dtype)  # the bias, patches and casts included
-            y = y - seen * (1.0 - 2.0 ** -(bias + lift))
+        if gain == bias == 0:
+            return call_module(module, x).to(self.dtype)
+        if has_stock_forward(module):
+            return self._by_weights(module, x, Scaling(self.dtype, gain, bias))
+        entering = min(gain, ENTERING)  # before the layer, so that a small answer keeps its digits
+        rest = gain - entering
+        y = call_module(module, x * 2.0**entering)
+        zeros = torch.zeros_like(x[:, :1] if self.step.linear else x[:, :, :1, :1])
+        seen = call_module(module, zeros)  # the bias, patches and casts included
+        return ((y.float() + seen.float() * (2.0 ** -(bias + rest) - 1.0)) * 2.0**rest).to(self.dtype)
+
+    def _by_weights(self, layer: nn.Module, x: Tensor, scaling: Scaling) -> Tensor:
+        weight, bias, gain, lift = scaled_weights(layer, self.plan.device, scaling)
+        x = x * 2.0**gain if gain else x
+        apply = F.linear if self.step.linear else F.conv2d
+        y = apply(x, weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
         return y * 2.0**lift if lift else y
 
     def _check(self, tokens: Tensor, normed: Tensor, which: str) -> None:
@@ -130,6 +147,7 @@ class AttentionPass:
         elif self.guard.fits(self.keys, SHIFT_STEP):
             self._move("query", SHIFT_STEP)
             self.keys.mul_(2.0**SHIFT_STEP)
+            self.is_stale = True
         else:
             self.widen()
         raise OutOfRange(f"{self.step.name}, {which}", is_repaired=True)
@@ -150,7 +168,7 @@ class AttentionPass:
         assert self.guard is not None
         if not self.guard.widen(self.value):
             raise HalfIsNotEnough(self.step.name)
-        self.keys, self.values = self.keys.to(self.dtype), self.values.to(self.dtype)
+        self.keys, self.values, self.is_stale = self.keys.to(self.dtype), self.values.to(self.dtype), True
 
 
 def attention_chunk(plan: Plan, keys: int, heads: int) -> int:

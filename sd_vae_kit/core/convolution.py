@@ -22,6 +22,7 @@ from sd_vae_kit.core.schedule import Handling, input_range
 from sd_vae_kit.core.steps import Conv
 from sd_vae_kit.core.subpixel import is_subpixel, subpixel_weight, upsampled
 
+HALF_MAX = torch.finfo(torch.float16).max
 SMALL_WEIGHT = 2.0**-10  # half-precision weights of this size (RMS) lose nothing yet to subnormal numbers
 
 
@@ -100,24 +101,12 @@ class Convolver:
         return self.packed[key]
 
     def _weights(self, conv: Conv, scaling: Scaling) -> _Packed:
-        """Weight and bias of a stock convolution in the layout of the bands.
-
-        Where the answer has to be smaller, weights take what they can without losing digits, the rows the rest.
-        """
-        module: Any = conv.module
-        device, dtype = self.plan.device, scaling.dtype
-        weight = module.weight.detach().to(device)
-        bias = None if module.bias is None else module.bias.detach().to(device)
-        down, lift = max(0, -scaling.gain), max(0, scaling.gain)
-        by_weights = min(down, weight_room(weight)) if down and dtype == torch.float16 else down
-        if by_weights:
-            weight = weight.float() * 2.0**-by_weights
-        if bias is not None and scaling.bias + lift:
-            bias = bias.float() * 2.0 ** -(scaling.bias + lift)
+        """Weight and bias of a stock convolution in the layout of the bands."""
+        weight, bias, gain, lift = scaled_weights(conv.module, self.plan.device, scaling)
         if is_subpixel(conv):
             weight, bias = subpixel_weight(weight), None if bias is None else bias.repeat(4)
-        weight = dense(weight.to(dtype))
-        return _Packed(weight, None if bias is None else bias.to(dtype), by_weights - down, lift)
+        weight = dense(weight.to(scaling.dtype))
+        return _Packed(weight, None if bias is None else bias.to(scaling.dtype), gain, lift)
 
     def _correction(self, conv: Conv, scaling: Scaling) -> _Packed:
         """What a called module adds too much: its bias is there in full, however small its input was made."""
@@ -127,10 +116,35 @@ class Convolver:
         return _Packed(None, too_much, min(0, scaling.gain), lift)
 
 
-def weight_room(weight: Tensor) -> int:
-    """By how many powers of two these weights can be made smaller in half precision without losing digits."""
-    size = float(weight.float().square().mean().sqrt())
-    return 0 if not 0.0 < size < float("inf") else max(0, floor(log2(size / SMALL_WEIGHT)))
+def scaled_weights(module: nn.Module, device: torch.device, scaling: Scaling) -> tuple[Tensor, Tensor | None, int, int]:
+    """(weight, bias, input gain, lift) of a stock layer that carry out a scaling; weight and bias still to be cast.
+
+    Weights take as much of the gain as they can without losing digits or overflowing, what enters takes the rest of a
+    negative gain, the answer that of a positive one.
+    """
+    layer: Any = module
+    weight: Tensor = layer.weight.detach().to(device)
+    bias: Tensor | None = None if layer.bias is None else layer.bias.detach().to(device)
+    gain, rest = scaling.gain, 0
+    if gain and scaling.dtype == torch.float16:
+        low, high = weight_room(weight)
+        rest = gain - max(-low, min(gain, high))
+    if gain - rest:
+        weight = weight.float() * 2.0 ** (gain - rest)
+    exponent = scaling.bias + max(0, rest)
+    if bias is not None and exponent:
+        bias = bias.float() * 2.0**-exponent
+    return weight, bias, min(0, rest), max(0, rest)
+
+
+def weight_room(weight: Tensor) -> tuple[int, int]:
+    """By how many powers of two these weights can be made smaller and larger in half precision without harm."""
+    weight = weight.float()
+    size, largest = float(weight.square().mean().sqrt()), float(weight.abs().max())
+    if not 0.0 < size < float("inf"):
+        return 0, 0
+    # the sum of four taps (see `subpixel`) must stay finite too
+    return max(0, floor(log2(size / SMALL_WEIGHT))), max(0, floor(log2(HALF_MAX / 4 / largest)))
 
 
 def seen_bias(conv: Conv, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -26,6 +26,7 @@ class Traits:
         has_affine_kernel: Whether inference batch norm applies fp32 scale and shift to half-precision data.
         has_streams: Whether copies to and from pinned memory run beside the computation.
         keeps_heap: Whether freed memory stays with the process until it is returned.
+        has_aminmax: Whether smallest and largest number can be taken in one sweep.
     """
 
     name: str
@@ -34,13 +35,18 @@ class Traits:
     has_affine_kernel: bool = False
     has_streams: bool = False
     keeps_heap: bool = False
+    has_aminmax: bool = False
 
 
 TRAITS = {
-    "cpu": Traits("CPU", torch.channels_last, has_moments_kernel=True, has_affine_kernel=True, keeps_heap=True),
+    "cpu": Traits(
+        "CPU", torch.channels_last, has_moments_kernel=True, has_affine_kernel=True, keeps_heap=True, has_aminmax=True
+    ),
     # ROCm calls itself cuda too
-    "cuda": Traits("CUDA", torch.channels_last, has_moments_kernel=True, has_affine_kernel=True, has_streams=True),
-    "xpu": Traits("XPU", torch.channels_last),
+    "cuda": Traits(
+        "CUDA", torch.channels_last, has_moments_kernel=True, has_affine_kernel=True, has_streams=True, has_aminmax=True
+    ),
+    "xpu": Traits("XPU", torch.channels_last, has_aminmax=True),
     "mps": Traits("MPS"),
     "privateuseone": Traits("DirectML"),
 }

@@ -21,6 +21,7 @@ from sd_vae_kit.core.schedule import Handling, convolutions, rows_fetched
 from sd_vae_kit.core.steps import Conv, Program
 from sd_vae_kit.errors import NanError, PlanError
 
+STOCK: dict[type[nn.Module], str] = {nn.Conv2d: "torch.nn.modules.conv", nn.Linear: "torch.nn.modules.linear"}
 Rows = Callable[[int, int], Tensor]
 
 
@@ -45,16 +46,19 @@ def _handling(conv: Conv, device: torch.device, dtype: torch.dtype) -> Handling:
 
 
 def has_stock_forward(module: nn.Module) -> bool:
-    """Whether this is exactly torch's Conv2d: no subclass, patch, hook, parametrisation or instance override."""
-    own = vars(module)
-    if type(module) is not nn.Conv2d or "forward" in own or "_conv_forward" in own:
+    """Whether this is exactly torch's Conv2d or Linear: no subclass, patch, hook, parametrisation or override."""
+    own, kind = vars(module), type(module)
+    if kind not in STOCK or "forward" in own or "_conv_forward" in own:
         return False
-    if any(getattr(nn.Conv2d, name).__module__ != "torch.nn.modules.conv" for name in ("forward", "_conv_forward")):
+    if any(
+        getattr(kind, name).__module__ != STOCK[kind] for name in ("forward", "_conv_forward") if hasattr(kind, name)
+    ):
         return False  # A1111's Lora extension replaces them for the whole program
+    facts: Any = module
     shared: Any = torch.nn.modules.module
-    hooks = [module._forward_hooks, module._forward_pre_hooks]
+    hooks = [facts._forward_hooks, facts._forward_pre_hooks]
     hooks += [shared._global_forward_hooks, shared._global_forward_pre_hooks]
-    return not any(hooks) and type(module.weight) in (nn.Parameter, Tensor)
+    return not any(hooks) and type(facts.weight) in (nn.Parameter, Tensor)
 
 
 def _proven_handling(conv: Conv, device: torch.device, dtype: torch.dtype) -> Handling:
@@ -110,7 +114,7 @@ def call_module(module: nn.Module, x: Tensor) -> Tensor:
     if all(p.dtype == x.dtype for p in module.parameters() if p.is_floating_point()):
         y: Tensor = module(x)
         return y
-    if has_stock_forward(module) or type(module) is nn.Linear:
+    if has_stock_forward(module):
         return _cast_copy(module, x)(x)  # type: ignore[no-any-return]
     try:
         return module(x)  # type: ignore[no-any-return]

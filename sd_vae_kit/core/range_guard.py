@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sd_vae_kit.core.devices import traits
 from sd_vae_kit.core.group_norm import BandMoments
 from sd_vae_kit.core.plan import OutOfRange
 from sd_vae_kit.core.ranges import Ranges
@@ -114,7 +115,7 @@ def _limit(dtype: torch.dtype) -> float:
 
 def largest(x: Tensor) -> float:
     """The largest |x|, NaN if there is one; reads x once and waits for its device."""
-    if x.device.type == "mps":  # no aminmax there
+    if not traits(x.device).has_aminmax:
         return max(float(x.max()), -float(x.min()))
     ends: list[float] = torch.stack(torch.aminmax(x.detach())).tolist()
     low, high = ends

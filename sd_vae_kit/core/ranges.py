@@ -26,16 +26,18 @@ class Needs:
         shifts: Step name -> exponent of its value.  Attention has two more, by its name and ".query" (queries divided,
             keys multiplied; negative the other way round) or ".value".
         fp32: Names of the steps that were computed in fp32.
+        whole: "fp32" or "bf16" if the whole call had to be run in it, else "".
     """
 
     shifts: dict[str, int] = field(default_factory=dict)
     fp32: set[str] = field(default_factory=set)
+    whole: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.shifts or self.fp32)
+        return bool(self.shifts or self.fp32 or self.whole)
 
     def copy(self) -> Needs:
-        return Needs(dict(self.shifts), set(self.fp32))
+        return Needs(dict(self.shifts), set(self.fp32), self.whole)
 
 
 class Ranges:

@@ -288,8 +288,8 @@ class _Stream:
         )
         self._take_keys(attention, step, event)
         target = _Target(self, event, None)
-        make = partial(self._attended, attention, step, event.value)
-        repair = partial(self._repair_attention, attention, step, event.value, target)
+        make = partial(self._attended, attention, step, event, target)
+        repair = partial(self._repair_attention, attention, step, event, target)
         for top, bottom in event.bands:
             band = self._sound(event, top, bottom, make, repair)
             target.commit(top, bottom, band)
@@ -315,10 +315,14 @@ class _Stream:
         return x if step.norm is None else self._norm(step, value)(x)
 
     def _attended(
-        self, attention: AttentionPass, step: AttentionStep, value: int, top: int, bottom: int, *,
+        self, attention: AttentionPass, step: AttentionStep, event: Event, target: _Target, top: int, bottom: int, *,
         is_careful: bool = False,
     ) -> Tensor:  # fmt: skip
         """Rows [top, bottom) of what attention makes, newly computed."""
+        if attention.is_stale and top == 0:  # nothing has been written over the source yet
+            attention.restart()
+            self._take_keys(attention, step, event)
+        value = event.value
         band = attention.answer(self._normed(step, value, top, bottom), is_careful=is_careful)
         if step.residual:
             lift = self.ranges.exponent(step.source) - self.ranges.exponent(value)
@@ -361,17 +365,17 @@ class _Stream:
             raise HalfIsNotEnough(step.name)
 
     def _repair_attention(
-        self, attention: AttentionPass, step: AttentionStep, value: int, target: _Target, top: int, bottom: int
-    ) -> None:
+        self, attention: AttentionPass, step: AttentionStep, event: Event, target: _Target, top: int, bottom: int
+    ) -> None:  # fmt: skip
         """As `_repair`, for a band of attention whose queries, keys and values are finite."""
         assert self.repairs is not None
         self.repairs.examine(step)
         try:
-            self._attended(attention, step, value, top, bottom, is_careful=True)
+            self._attended(attention, step, event, target, top, bottom, is_careful=True)
         except OutOfRange:  # it was the scores, and they are repaired
             return
-        if self.ranges.shift(value):
-            self._divide(value, target)
+        if self.ranges.shift(event.value):
+            self._divide(event.value, target)
         else:
             attention.widen()
 
