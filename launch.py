@@ -1,7 +1,7 @@
 """Start VAE Kit: makes `.venv` beside this file, installs the pinned requirements once, then hands over.
 
     python launch.py [options]           the app (options: python launch.py --help)
-    python launch.py cli COMMAND ...     the command line: inspect, encode, decode, convert, compare
+    python launch.py cli COMMAND ...     the command line: inspect, encode, decode, convert, compare, plan
     python launch.py test                ruff check, ruff format --check, mypy, pytest
     python launch.py test ARGS           only pytest, with these arguments
     python launch.py test --ci [ARGS]    all four, and pytest's slowest tests

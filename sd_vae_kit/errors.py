@@ -48,6 +48,17 @@ class PlanError(VaeKitError):
     """No plan could be made or a plan does not fit its input."""
 
 
+class NoMemoryError(PlanError):
+    """Memory ran out with every plan, the smallest included; the message lists them."""
+
+
+class StepAsideError(VaeKitError):
+    """This network is not ours to run: its structure or one of its layers is unknown, so the host's own path is used.
+
+    The message is the reason, said to the user once.
+    """
+
+
 class NanError(VaeKitError):
     """A result is not finite even in full precision; the message says whether latent or weights are to blame."""
 

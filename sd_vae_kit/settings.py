@@ -350,6 +350,57 @@ class GuardSettings:
     )
 
 
+TILING_MODES = ("Auto", "Always stream")
+BUDGET_MAX_MB = 1_048_576
+
+
+@dataclass(frozen=True)
+class TilingSettings:
+    """Large pictures in little memory: the VAE works through them in bands, and the picture stays the same."""
+
+    enabled: bool = setting(
+        True,
+        Spec(
+            "Tiled VAE",
+            "Encodes and decodes in bands where a picture would not fit into memory whole; the picture is the same. "
+            "Off: always whole, as large pictures may run out of memory.",
+            "checkbox",
+        ),
+    )
+    mode: str = setting(
+        TILING_MODES[0],
+        Spec(
+            "When to stream",
+            "Auto runs a picture whole while it fits and in bands when it does not; Always stream takes the least "
+            "memory that costs no time.",
+            "choice",
+            choices=TILING_MODES,
+        ),
+    )
+    memory_mb: int = setting(
+        0,
+        Spec(
+            "Memory budget",
+            "How much the VAE's work may take besides its weights; 0 takes what is free when the work begins.",
+            "number",
+            minimum=0,
+            maximum=BUDGET_MAX_MB,
+            unit="MB",
+        ),
+    )
+    encoder: bool = setting(
+        True, Spec("Advanced: stream encoding", "Also where a picture is turned into a latent (img2img).", "checkbox")
+    )
+    decoder: bool = setting(
+        True, Spec("Advanced: stream decoding", "Also where a latent is turned into a picture.", "checkbox")
+    )
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """None: what is free."""
+        return self.memory_mb * 2**20 or None
+
+
 @dataclass(frozen=True)
 class Settings:
     """All sections; the field's name is the section's name, the class's docstring its explanation."""
@@ -359,6 +410,7 @@ class Settings:
     saving: SavingSettings = SavingSettings()
     download: DownloadSettings = DownloadSettings()
     guard: GuardSettings = GuardSettings()
+    tiling: TilingSettings = TilingSettings()
 
 
 SECTION_TITLES = {
@@ -367,6 +419,7 @@ SECTION_TITLES = {
     "saving": "Saving pictures",
     "download": "Downloads",
     "guard": "Wrong-family guard",
+    "tiling": "Tiled VAE",
 }
 
 

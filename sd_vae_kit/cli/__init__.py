@@ -1,4 +1,4 @@
-"""The command line: `inspect`, `encode`, `decode`, `convert`, `compare`, `download`.
+"""The command line: `inspect`, `encode`, `decode`, `convert`, `compare`, `download`, `plan`.
 
 Every command prints its result on stdout, with `--json` as one object; exit code 0.  A user's error is one line on
 stderr; exit code 2.  Ctrl-C: 130.  What a command computes with is imported when it runs, so that `--help` and a
@@ -55,6 +55,12 @@ def _download(options: argparse.Namespace) -> Outcome:
     return run(options)
 
 
+def _plan(options: argparse.Namespace) -> Outcome:
+    from sd_vae_kit.cli.plan_memory import run
+
+    return run(options)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "inspect": _inspect,
     "encode": _encode,
@@ -62,6 +68,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "convert": _convert,
     "compare": _compare,
     "download": _download,
+    "plan": _plan,
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sd_vae_kit.cli.contact_sheet import RoundTrip, draw_sheet
-from sd_vae_kit.cli.encode_decode import run_whole
+from sd_vae_kit.cli.network_run import run_network
 from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.cli.targets import check_target
 from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_library, ready
@@ -26,6 +26,7 @@ from sd_vae_kit.pictures import (
     to_image,
     to_pixels,
 )
+from sd_vae_kit.settings import TilingSettings
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -53,8 +54,10 @@ def _round_trip(
     chosen = choose(library, name, quiet=options.json)
     encoder, decoder = _halves(chosen, library, options)
     image, size = reflect_pad(to_image(picture), encoder.latent_format.downscale)
-    latent, encoding = run_whole(lambda: encoder.encode(image), encoder, chosen)
-    restored, decoding = run_whole(lambda: decoder.decode(latent), decoder, chosen)
+    latent, encoding = run_network(lambda: encoder.encode(image), encoder, chosen, TilingSettings(), quiet=options.json)
+    restored, decoding = run_network(
+        lambda: decoder.decode(latent), decoder, chosen, TilingSettings(), quiet=options.json
+    )
     facts: dict[str, object] = {
         "family": chosen.family,
         "dtype": encoding.dtype,

@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"VAE Kit {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_add_inspect, _add_encode, _add_decode, _add_convert, _add_compare, _add_download):
+    for add in (_add_inspect, _add_encode, _add_decode, _add_convert, _add_compare, _add_download, _add_plan):
         add(commands.add_parser)
     return parser
 
@@ -107,14 +107,31 @@ def _add_download(add: AddParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", required=True, metavar="FILE", help="by path or library name")
     parser.add_argument("--family", metavar="F", help="latent space where the file does not tell: sd1, sdxl, sd3, flux")
+    _add_tiling(parser)
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: fp32 on a CPU, the file's own on a GPU")
+
+
+def _add_plan(add: AddParser) -> None:
+    parser = add("plan", help="how much memory a picture takes and how it would be run", allow_abbrev=False)
+    parser.add_argument("--height", type=int, required=True, metavar="H", help="pixels")
+    parser.add_argument("--width", type=int, required=True, metavar="W", help="pixels")
+    parser.add_argument("--vae", required=True, metavar="FILE", help="by path or library name")
+    _add_tiling(parser)
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: fp32 on a CPU, the file's own on a GPU")
+    _add_common(parser)
+
+
+def _add_tiling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tiling",
         choices=("auto", "off", "exact"),
         default="auto",
-        help="auto and off run the picture whole; exact (streaming) is not in this version and refused",
+        help="auto works in bands where a picture does not fit into memory whole, exact always, off never; "
+        "the result is the same",
     )
-    parser.add_argument("--memory-mb", type=float, metavar="N", help="not in this version and refused")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: fp32 on a CPU, the file's own on a GPU")
+    parser.add_argument(
+        "--memory-mb", type=float, metavar="N", help="MiB that activations may take; default: what is free"
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser, metavar: str) -> None:

@@ -58,8 +58,7 @@ def choose(library: Library, name: str, *, quiet: bool) -> Chosen:
         VaeNotFoundError: Neither; the message says what is near.
         VaeKitError: The file cannot be used, and why.
     """
-    entry = _find(library, name)
-    weights = library.load(entry)
+    entry, weights = read(library, name)
     sha256 = library.sha256(entry, None if quiet or entry.size < LARGE else _progress_bar(entry))
     known = catalogue().by_hash(sha256)
     is_decided = known is not None and known.family in weights.detection.families
@@ -80,10 +79,20 @@ def ready(chosen: Chosen, *, family: str | None, dtype: str, device: torch.devic
     """
     if family is None and chosen.family and "|" not in chosen.family:
         family = chosen.family
-    wanted = DTYPES.get(dtype) or (torch.float32 if device.type == "cpu" else None)
-    vae = make_vae(chosen.weights, family=family, dtype=wanted, label=chosen.entry.name)
+    vae = make_vae(chosen.weights, family=family, dtype=to_dtype(dtype, device), label=chosen.entry.name)
     vae.module.to(device)
     return vae
+
+
+def to_dtype(word: str, device: torch.device) -> torch.dtype | None:
+    """What `--dtype` means on a device; None is the file's own."""
+    return DTYPES.get(word) or (torch.float32 if device.type == "cpu" else None)
+
+
+def read(library: Library, name: str) -> tuple[Entry, VaeWeights]:
+    """As `choose`, without working out the file's hash."""
+    entry = _find(library, name)
+    return entry, library.load(entry)
 
 
 def best_device() -> torch.device:

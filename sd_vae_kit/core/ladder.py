@@ -15,7 +15,7 @@ from sd_vae_kit.core.memory import LEAN_EXTRA, ladder, lean_plan
 from sd_vae_kit.core.plan import BandGuard, OnStep, Plan, RunStats
 from sd_vae_kit.core.steps import Program
 from sd_vae_kit.core.streaming import run_streamed
-from sd_vae_kit.errors import PlanError
+from sd_vae_kit.errors import NoMemoryError
 
 OUT_OF_MEMORY_TEXTS = (
     "out of memory",  # CUDA, HIP, MPS
@@ -75,7 +75,7 @@ def run_with_ladder(
             whether it freed anything.  If so, the same plan is tried again.
 
     Raises:
-        PlanError: Memory ran out with every plan; the message lists them.
+        NoMemoryError: Memory ran out with every plan; the message lists them.
         Interrupted: `on_step` returned False.
     """
     failures: list[str] = []
@@ -97,7 +97,7 @@ def run_with_ladder(
                 continue
         waiting = waiting or _smaller_plans(program, x, current)
         waiting = [p for p in waiting if predict(program, p, x.shape).peak_bytes < 0.95 * needed and p != current]
-    raise PlanError(
+    raise NoMemoryError(
         f"Not enough memory for a {program.name} input of {x.shape[2]}x{x.shape[3]} with any plan "
         f"({'; '.join(failures)}); close other programs or use a smaller picture."
     )
@@ -117,6 +117,9 @@ def _attempt(
     program: Program, x: Tensor, plan: Plan, on_step: OnStep | None, stats: RunStats | None, guard: BandGuard | None
 ) -> Tensor | str:
     """The result, or the first line of the out-of-memory error: the exception itself would keep its frames' tensors."""
+    if stats is not None:  # what a failed plan did is not what made the picture
+        stats.bands = stats.chunks = 0
+        stats.bands_by_step.clear()
     try:
         return run_streamed(program, x, plan, on_step=on_step, stats=stats, guard=guard)
     except (RuntimeError, MemoryError) as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,10 @@ COMPUTE_DTYPES = {
     torch.float8_e5m2: torch.float16,
     torch.float64: torch.float32,
 }
+
+
+NetworkCall = Callable[[Literal["encoder", "decoder"], Tensor], Tensor]
+"""Runs one half on an input that has the module's device and dtype, and gives what its own forward would."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ class Vae:
         kind: "kl" or "tiny".
         part: Which halves there are.
         warnings: Sentences for the user, such as a family that was guessed.
+        network: Runs a half instead of its own forward, such as in bands; None: its own forward.
     """
 
     def __init__(
@@ -131,6 +137,7 @@ class Vae:
         self.part = part
         self.label = label
         self.warnings = warnings
+        self.network: NetworkCall | None = None
 
     @property
     def kind(self) -> Kind:
@@ -155,8 +162,8 @@ class Vae:
         self._check_image(image)
         device, dtype = self._place()
         if isinstance(self.module, TinyAutoencoder):
-            return self.module.encode((image * 0.5 + 0.5).to(device, dtype)).to(image)
-        mean, std = split_moments(self.module.encode(image.to(device, dtype)).to(image))
+            return self._run("encoder", (image * 0.5 + 0.5).to(device, dtype)).to(image)
+        mean, std = split_moments(self._run("encoder", image.to(device, dtype)).to(image))
         if generator is not None:
             noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
             mean = mean + std * noise.to(mean)
@@ -182,8 +189,13 @@ class Vae:
         self._check_latent(latent)
         device, dtype = self._place()
         if isinstance(self.module, TinyAutoencoder):
-            return self.module.decode(latent.to(device, dtype)).to(latent) * 2 - 1
-        return self.module.decode(self.latent_format.to_z(latent).to(device, dtype)).to(latent)
+            return self._run("decoder", latent.to(device, dtype)).to(latent) * 2 - 1
+        return self._run("decoder", self.latent_format.to_z(latent).to(device, dtype)).to(latent)
+
+    def _run(self, half: Literal["encoder", "decoder"], x: Tensor) -> Tensor:
+        if self.network is not None:
+            return self.network(half, x)
+        return self.module.encode(x) if half == "encoder" else self.module.decode(x)
 
     def _place(self) -> tuple[torch.device, torch.dtype]:
         parameter = next(self.module.parameters())

@@ -52,7 +52,7 @@ class CommandLine:
 
     def __call__(self, *words: object) -> Result:
         argv = [str(word) for word in words]
-        if argv and argv[0] in ("inspect", "encode", "decode", "convert", "compare"):
+        if argv and argv[0] in ("inspect", "encode", "decode", "convert", "compare", "plan"):
             argv += ["--data-dir", str(self.data_dir)]
         self.capsys.readouterr()
         code = main(argv)

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from sd_vae_kit.cli import encode_decode
+from sd_vae_kit.cli import encode_decode, network_run
 from sd_vae_kit.core.autoencoder import split_moments
 from sd_vae_kit.infotext import parse
 from sd_vae_kit.pictures import open_picture, reflect_pad, to_image, to_pixels
@@ -44,7 +44,9 @@ def test_json_has_exactly_the_documented_keys(cli, tmp_path):
     write_picture(tmp_path / "a.png")
     for data in (encode(cli, tmp_path).data, decode(cli, tmp_path).data):
         assert list(data) == KEYS
-        assert (data["plan"], data["bands"], data["predicted_mb"], data["steps"]) == ("whole", 1, None, None)
+        assert (data["plan"], data["bands"]) == ("whole", 1)
+        assert data["predicted_mb"] > 0
+        assert data["steps"] > 10
         assert (data["dtype"], data["steps_shifted"], data["steps_fp32"], data["warnings"]) == ("fp32", 0, 0, [])
         assert data["vae_sha256"] == hashlib.sha256((tmp_path / "vae.safetensors").read_bytes()).hexdigest()
         assert data["seconds"] > 0
@@ -188,7 +190,7 @@ def test_a_torch_that_cannot_compute_in_half_precision_says_so(cli, tmp_path, mo
 
     write_kl(tmp_path / "vae.safetensors", family="sd1")
     write_picture(tmp_path / "a.png", 16, 16)
-    monkeypatch.setattr(encode_decode, "measure", fail)
+    monkeypatch.setattr(network_run, "measure", fail)
     assert "cannot compute in fp16 on this device; use --dtype fp32" in encode(cli, tmp_path, "--dtype", "fp16").error
 
 
@@ -198,7 +200,7 @@ def test_running_out_of_memory_is_one_line(cli, tmp_path, monkeypatch):
 
     write_kl(tmp_path / "vae.safetensors", family="sd1")
     write_picture(tmp_path / "a.png", 16, 16)
-    monkeypatch.setattr(encode_decode, "measure", fail)
+    monkeypatch.setattr(network_run, "measure", fail)
     assert "not enough memory" in encode(cli, tmp_path).error
 
 

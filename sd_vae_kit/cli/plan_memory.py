@@ -1,0 +1,72 @@
+"""`plan`: what encoding and decoding a picture of some size would take, and how it would be run; nothing is run."""
+
+from __future__ import annotations
+
+import argparse
+from math import ceil
+
+import torch
+
+from sd_vae_kit.cli.network_run import tiling_of
+from sd_vae_kit.cli.outcome import Outcome
+from sd_vae_kit.cli.vae_choice import best_device, open_library, read, to_dtype
+from sd_vae_kit.core.checkpoint import dtype_name
+from sd_vae_kit.core.vae import build, compute_dtype
+from sd_vae_kit.errors import OptionError, StepAsideError
+from sd_vae_kit.features.tiling import Part, most_bands, planned, program_of
+from sd_vae_kit.features.tiling_sentence import plain, sentence, stepped_aside
+from sd_vae_kit.settings import TilingSettings
+
+LARGEST_SIDE = 65536
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """The prediction for the decoder, and beside it for the encoder."""
+    tiling, size = tiling_of(options), (options.height, options.width)
+    for name, side in zip(("--height", "--width"), size, strict=True):
+        if not 1 <= side <= LARGEST_SIDE:
+            raise OptionError(f"{name} is {side}; it is a number of pixels from 1 to {LARGEST_SIDE}.")
+    _, weights = read(open_library(options), options.vae)
+    device = best_device()
+    dtype = to_dtype(options.dtype, device) or compute_dtype(weights.state)
+    module = build(weights, dtype=dtype)
+    cell = weights.detection.downscale
+    cells = (ceil(size[0] / cell), ceil(size[1] / cell))
+    parts: dict[str, dict[str, object]] = {}
+    for word, part in (("decode", "decoder"), ("encode", "encoder")):
+        if weights.detection.part in ("both", part):
+            padded = cells if part == "decoder" else (cells[0] * cell, cells[1] * cell)
+            channels = weights.detection.z_channels if part == "decoder" else 3
+            parts[word] = _facts(module, part, (1, channels, *padded), size, dtype, device, tiling)  # type: ignore[arg-type]
+    first = next(iter(parts.values()))
+    data = {"height": size[0], "width": size[1], "dtype": dtype_name(dtype), **first, **parts}
+    lines = [f"{word}: {facts['sentence']}" for word, facts in parts.items()]
+    return Outcome(data, lines, [str(w) for f in parts.values() for w in f["warnings"]])  # type: ignore[attr-defined]
+
+
+def _facts(
+    module: torch.nn.Module, part: Part, shape: tuple[int, ...], size: tuple[int, int], dtype: torch.dtype,
+    device: torch.device, tiling: TilingSettings,
+) -> dict[str, object]:  # fmt: skip
+    """One half's prediction.  A network that cannot be planned has no numbers, and says why."""
+    try:
+        program = program_of(module, part)
+        plan, report = planned(program, shape, dtype, device, tiling)
+    except StepAsideError as error:
+        said = plain(stepped_aside(str(error)))
+        return {"plan": "whole", "bands": 1, "predicted_mb": None, "sentence": said, "warnings": [said]}
+    warnings = []
+    if not report.fits and tiling.enabled:
+        warnings.append(f"nothing fits into {report.budget_mb} MiB; the smallest plan would be run")
+    return {
+        "plan": report.kind,
+        "bands": most_bands(program, plan, shape),
+        "predicted_mb": report.predicted_mb,
+        "whole_mb": report.whole_mb,
+        "free_mb": report.free_mb,
+        "budget_mb": report.budget_mb,
+        "fits": report.fits,
+        "reason": report.reason,
+        "sentence": plain(sentence(size, report, tiling)),
+        "warnings": warnings,
+    }

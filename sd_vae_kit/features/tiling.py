@@ -1,0 +1,228 @@
+"""Running one encoder or decoder: the plan is made from the memory there is, and what was done is kept for the user.
+
+`VaeRunner.run` is the one way in, for hosts, the stand-alone app and the command line.  A network it does not
+understand is not run but answered with `StepAsideError`, so that the caller's ordinary forward is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sd_vae_kit.core.checkpoint import dtype_name
+from sd_vae_kit.core.cost import predict
+from sd_vae_kit.core.ladder import release_cached, run_with_ladder
+from sd_vae_kit.core.memory import PlanReport, choose_plan
+from sd_vae_kit.core.plan import BandGuard, OnStep, Plan, RunStats
+from sd_vae_kit.core.program import Program, decoder_program, encoder_program
+from sd_vae_kit.core.schedule import make_schedule
+from sd_vae_kit.core.streaming import run_streamed
+from sd_vae_kit.errors import NoMemoryError, PlanError, StepAsideError, UnsupportedVaeError
+from sd_vae_kit.settings import TILING_MODES, TilingSettings
+
+Part = Literal["encoder", "decoder"]
+MakeRoom = Callable[[int], bool]
+
+MB = 2**20
+SMALLEST_BAND = 4096  # bytes
+INFOTEXT_KEY = "VAE Kit tiling"  # written only where a picture was streamed
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What one encode or decode did.
+
+    Attributes:
+        part: "encoder" or "decoder".
+        plan: "whole", "stream", "stream-lean" or "stream-host"; the one that worked.
+        bands: Bands of the step that took most of them; 1: the picture ran whole.
+        steps: Layers, counted as the program runs them.
+        dtype: What was computed in, "fp16".
+        predicted_mb, whole_mb: Activations as planned, and of the picture as a whole.
+        budget_mb: What the plan had to fit into; None: it was not chosen by size.
+        fits: False: even the smallest plan was predicted to be too large, and was tried all the same.
+        seconds: Wall time.
+        failures: One line for each plan that ran out of memory before this one worked.
+        steps_shifted, steps_fp32: Steps that precision was rescued in.
+    """
+
+    part: Part
+    plan: str
+    bands: int
+    steps: int
+    dtype: str
+    predicted_mb: int
+    whole_mb: int
+    budget_mb: int | None
+    fits: bool
+    seconds: float
+    failures: tuple[str, ...] = ()
+    steps_shifted: int = 0
+    steps_fp32: int = 0
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.plan != "whole"
+
+    @property
+    def infotext(self) -> str:
+        """The value for a picture's parameters: what was run, "stream-lean in 12 bands"."""
+        return f"{self.plan} in {self.bands} bands"
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {**dataclasses.asdict(self), "failures": list(self.failures)}
+
+
+def program_of(network: nn.Module, part: Part) -> Program:
+    """The steps of a network.
+
+    Args:
+        network: A VAE, or its encoder or decoder alone.
+
+    Raises:
+        StepAsideError: Its structure is not known.
+    """
+    try:
+        return encoder_program(network) if part == "encoder" else decoder_program(network)
+    except UnsupportedVaeError as error:
+        raise StepAsideError(str(error)) from error
+
+
+def planned(
+    program: Program, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, tiling: TilingSettings
+) -> tuple[Plan, PlanReport]:
+    """How a network is run for an input of shape (B, C, h, w).
+
+    Raises:
+        StepAsideError: The input is too small for this network.
+    """
+    try:
+        chosen = choose_plan(program, shape, dtype, device, tiling.budget_bytes, mode_of(tiling, program.name))
+        return chosen if chosen[0].kind == "whole" else _in_bands(program, shape, *chosen)
+    except (UnsupportedVaeError, PlanError) as error:
+        raise StepAsideError(str(error)) from error
+
+
+def _in_bands(program: Program, shape: tuple[int, ...], plan: Plan, report: PlanReport) -> tuple[Plan, PlanReport]:
+    """A plan that streams has at least two bands: a small picture gets smaller ones, so that it takes less memory."""
+    finer = plan
+    while finer.band_bytes and finer.band_bytes > SMALLEST_BAND and most_bands(program, finer, shape) == 1:
+        finer = dataclasses.replace(finer, band_bytes=finer.band_bytes // 2)
+    if finer == plan or most_bands(program, finer, shape) == 1:
+        return plan, report
+    cost = predict(program, finer, shape)
+    return finer, dataclasses.replace(report, predicted_mb=ceil(cost.peak_bytes / MB), bands=cost.bands)
+
+
+def most_bands(program: Program, plan: Plan, shape: tuple[int, ...]) -> int:
+    """Bands of the step that a plan cuts into most of them; 1: the picture runs whole."""
+    return max(len(event.bands) for event in make_schedule(program, plan, (shape[2], shape[3])))
+
+
+def mode_of(tiling: TilingSettings, part: str) -> Literal["auto", "always", "never"]:
+    """The planner's word for the settings."""
+    if not tiling.enabled or not getattr(tiling, part):
+        return "never"
+    return "always" if tiling.mode == TILING_MODES[1] else "auto"
+
+
+class VaeRunner:
+    """Runs encoders and decoders; keeps nothing about them but the report of the last run of each kind.
+
+    Several threads may run at once; each finds its own last report in `mine`.
+    """
+
+    def __init__(self) -> None:
+        self.last: dict[Part, RunReport] = {}
+        self._here = threading.local()
+
+    @property
+    def mine(self) -> RunReport | None:
+        """The report of this thread's last run that worked."""
+        return getattr(self._here, "report", None)
+
+    def run(
+        self,
+        network: nn.Module,
+        part: Part,
+        x: Tensor,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        tiling: TilingSettings,
+        on_step: OnStep | None = None,
+        make_room: MakeRoom | None = None,
+        guard: BandGuard | None = None,
+    ) -> Tensor:
+        """One encode or decode, exactly as the network's own forward but by the plan that fits.
+
+        Args:
+            network: A VAE, or its encoder or decoder alone; its modules are called, never changed.
+            part: Which half.
+            x: (B, C, h, w), never written to.
+            dtype, device: What is computed in and where; the modules accept such inputs.
+            tiling: The settings that hold for this call; switched off means whole, without falling back to bands.
+            on_step: Called with (done, total) bands; False stops the work.
+            make_room: Asked for bytes that are missing; frees other models and says whether it freed anything.
+            guard: Sees every band before it is kept.
+
+        Returns:
+            (B, C', h', w') on x's device in `dtype`.
+
+        Raises:
+            StepAsideError: The network is not understood; nothing was computed, run its own forward.
+            NoMemoryError: Memory ran out with every plan.
+            Interrupted: `on_step` returned False.
+        """
+        began = time.perf_counter()
+        program = program_of(network, part)
+        shape = tuple(x.shape)
+        plan, chosen = planned(program, shape, dtype, device, tiling)
+        if not chosen.fits and make_room is not None and make_room(chosen.predicted_mb * MB):
+            plan, chosen = planned(program, shape, dtype, device, tiling)
+        stats = RunStats()
+        failures: tuple[str, ...] = ()
+        try:
+            if mode_of(tiling, part) == "never":
+                result = run_streamed(program, x, plan, on_step=on_step, stats=stats, guard=guard)
+            else:
+                done = run_with_ladder(program, x, plan, on_step=on_step, stats=stats, guard=guard, make_room=make_room)
+                result, plan, failures = done.result, done.plan, done.failures
+        except NoMemoryError:
+            release_cached(device)
+            raise
+        except (PlanError, UnsupportedVaeError) as error:
+            raise StepAsideError(str(error)) from error
+        self._keep(_report(part, plan, chosen, stats, failures, len(program.steps), tiling, began))
+        return result
+
+    def _keep(self, report: RunReport) -> None:
+        self.last[report.part] = self._here.report = report
+
+
+def _report(
+    part: Part, plan: Plan, chosen: PlanReport, stats: RunStats, failures: tuple[str, ...], steps: int,
+    tiling: TilingSettings, began: float,
+) -> RunReport:  # fmt: skip
+    return RunReport(
+        part=part,
+        plan=plan.kind,
+        bands=max((bands for _, bands in stats.bands_by_step), default=1),
+        steps=steps,
+        dtype=dtype_name(plan.dtype),
+        predicted_mb=chosen.predicted_mb,
+        whole_mb=chosen.whole_mb,
+        budget_mb=chosen.budget_mb if mode_of(tiling, part) != "never" else None,
+        fits=chosen.fits,
+        seconds=round(time.perf_counter() - began, 3),
+        failures=failures,
+    )
