@@ -2,7 +2,8 @@
 
 from sd_vae_kit.webui import callbacks
 from sd_vae_kit.webui.script import VaeKitScript
+from sd_vae_kit.webui.tiled_vae_script import TiledVaeScript
 
 callbacks.register()
 
-__all__ = ["VaeKitScript"]
+__all__ = ["TiledVaeScript", "VaeKitScript"]

@@ -93,6 +93,8 @@ class Status(BaseModel):
     sha256: str = ""
     precision: str = ""
     warnings: list[str] = []
+    last_encode: dict[str, Any] | None = Field(None, description="how the last picture was encoded")
+    last_decode: dict[str, Any] | None = Field(None, description="how the last picture was decoded")
 
 
 class EncodeRequest(BaseModel):

@@ -76,6 +76,27 @@ class Options:
         self.data.setdefault(key, info.default)
 
 
+class State:
+    """What the page asks while a job runs."""
+
+    def __init__(self, program):
+        self.interrupted = self.skipped = False
+        self.said, self.current_latent, self._program = [], None, program
+
+    @property
+    def textinfo(self):
+        return self.said[-1] if self.said else None
+
+    @textinfo.setter
+    def textinfo(self, text):
+        self.said.append(text)
+
+    def do_set_current_image(self):
+        """The page's thread makes a preview."""
+        common = self._program.sd_samplers_common
+        self._program.previews.append(common.samples_to_images_tensor(self.current_latent, 0))
+
+
 class Model(nn.Module):
     """A checkpoint with nothing but a VAE."""
 
@@ -241,6 +262,7 @@ class FakeA1111:
             "sd_vae_overrides_per_model_preferences": OptionInfo(True),
             "sd_vae_checkpoint_cache": OptionInfo(0),
             "sd_vae_decode_method": OptionInfo("Full"),
+            "show_progress_type": OptionInfo("Full"),
             "quicksettings_list": OptionInfo(["sd_model_checkpoint"]),
             "CLIP_stop_at_last_layers": OptionInfo(1),
         }
@@ -251,15 +273,16 @@ class FakeA1111:
         (self.folder / "Stable-diffusion").mkdir(parents=True)
         self._module("modules").__path__ = []
         self._module("modules.paths", data_path=str(self.folder), models_path=str(self.folder))
-        self._module("modules.devices", cpu=cpu, device=cpu, dtype_vae=torch.float32)
+        self._module("modules.devices", cpu=cpu, device=cpu, dtype_vae=torch.float32, torch_gc=lambda: None)
         self._module("modules.call_queue", queue_lock=threading.Lock())
         self._module("modules.lowvram", is_enabled=lambda model: model is not None and model.lowvram)
         self._module("modules.sd_hijack")
         self._module("modules.extra_networks", get_user_metadata=lambda file: self.cards.get(Path(file).stem, {}))
         self.cards: dict[str, dict[str, str]] = {}
         self._module("modules.options", Options=Options, OptionInfo=OptionInfo)
-        self._module("modules.shared", opts=Options(labels), OptionInfo=OptionInfo, sd_model=None,
+        self._module("modules.shared", opts=Options(labels), OptionInfo=OptionInfo, sd_model=None, state=State(self),
                      cmd_opts=types.SimpleNamespace(**flags, **switches, api=True))  # fmt: skip
+        self._make_previews()
         self._module("modules.sd_models", model_data=models, model_path=str(self.folder / "Stable-diffusion"))
         self._module("modules.scripts", Script=type("Script", (), {}), AlwaysVisible=object(), scripts_data=[])
         callbacks = {f"on_{name}": self.registered[name].append for name in CALLBACKS}
@@ -270,6 +293,22 @@ class FakeA1111:
         for name, module in list(self.modules.items()):
             if name != "modules":
                 setattr(self.modules["modules"], name.split(".")[1], module)
+
+    def _make_previews(self) -> None:
+        def samples_to_images_tensor(sample, approximation=None, model=None):
+            if approximation == 1:
+                raise RuntimeError("the network of Approx NN is not here")
+            if approximation == 2:
+                return sample[:, :3].clamp(-1.0, 1.0)
+            return (model or self.shared.sd_model).decode_first_stage(sample)
+
+        def store_latent(latent):
+            self.previews.append(common.samples_to_images_tensor(latent, 0))
+
+        self.previews: list[torch.Tensor] = []
+        indexes = {"Full": 0, "Approx NN": 1, "Approx cheap": 2, "TAESD": 3}
+        common = self._module("modules.sd_samplers_common", approximation_indexes=indexes, store_latent=store_latent,
+                              samples_to_images_tensor=samples_to_images_tensor)  # fmt: skip
 
     def _model_loaded(self, model: object) -> None:
         self.loaded_models.append(model)
@@ -386,5 +425,8 @@ def installed(fake: FakeA1111, monkeypatch: Any) -> Iterator[FakeA1111]:
     for name, module in fake.modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     yield fake
+    host = getattr(fake.shared, "vae_kit_host", None)
+    if host is not None:
+        host.remove()  # the classes of the fake's VAEs are those of this package
     for name in [n for n in sys.modules if n.startswith(("sd_vae_kit.adapters", "sd_vae_kit.webui"))]:
         del sys.modules[name]

@@ -26,22 +26,35 @@ class FakeInitialModel:
 
 
 class VAE:
-    """backend.patcher.vae.VAE: shared by clones, holds the module."""
+    """backend.patcher.vae.VAE: shared by clones, holds the module; pictures are BHWC in [0, 1]."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.first_stage_model = module
+    def __init__(self, module: nn.Module, memory: Any) -> None:
+        self.first_stage_model, self.memory = module, memory
+        self.memory_used_encode = lambda shape, dtype: 1767 * shape[2] * shape[3] * 4
+        self.memory_used_decode = lambda shape, dtype: 2178 * shape[2] * shape[3] * 64 * 4
+        self.device = self.output_device = torch.device("cpu")
+        self.vae_dtype = torch.float32
 
     def clone(self):
-        return VAE(self.first_stage_model)
+        return VAE(self.first_stage_model, self.memory)
 
     def decode_tiled(self, z):
-        return self.first_stage_model.decode(z)
+        """Three passes, averaged, not exact; here the picture's corner stands for them."""
+        self.memory.tiled.append(tuple(z.shape))
+        return (self.first_stage_model.decode(z[:, :, :2, :2]) * 0.5 + 0.5).movedim(1, -1)
 
     def decode(self, z):
-        return self.decode_tiled(z)
+        if self.memory.VAE_ALWAYS_TILED:
+            return self.decode_tiled(z)
+        try:
+            self.memory.asked.append(self.memory_used_decode(z.shape, self.vae_dtype))
+            return (self.first_stage_model.decode(z) * 0.5 + 0.5).movedim(1, -1)
+        except self.memory.OOM_EXCEPTION:
+            return self.decode_tiled(z)
 
-    def encode(self, image):
-        return self.first_stage_model.encode(image)
+    def encode(self, pixels):
+        self.memory.asked.append(self.memory_used_encode(pixels.movedim(-1, 1).shape, self.vae_dtype))
+        return self.first_stage_model.encode(pixels.movedim(-1, 1) * 2 - 1)
 
 
 class Engine:
@@ -49,13 +62,15 @@ class Engine:
 
     first_stage_model = None
 
-    def __init__(self, file: Path, module: nn.Module) -> None:
+    def __init__(self, file: Path, module: nn.Module, memory: Any) -> None:
         self.sd_checkpoint_info = types.SimpleNamespace(filename=str(file), name_for_extra=file.stem, title=file.name)
-        self.forge_objects = types.SimpleNamespace(vae=VAE(module))
+        self.forge_objects = types.SimpleNamespace(vae=VAE(module, memory))
 
     @torch.inference_mode()
     def decode_first_stage(self, latent):
-        return self.forge_objects.vae.decode(latent / 0.18215).clone()
+        vae = self.forge_objects.vae
+        image = vae.decode(vae.first_stage_model.process_out(latent))
+        return (image.movedim(-1, 1) * 2 - 1).clone()
 
 
 def _task_class(program: FakeForge) -> type:
@@ -112,13 +127,14 @@ class FakeForge(FakeA1111):
     def _engine(self, checkpoint_info: str, additional_modules: list[str]) -> Engine:
         file = self.folder / "Stable-diffusion" / f"{checkpoint_info}.safetensors"
         if checkpoint_info == "video":
-            return Engine(file, VideoVae())
+            return Engine(file, VideoVae(), self.modules["backend.memory_management"])
         module = randomised(AutoencoderKL(kl_config()), 100 + len(checkpoint_info)).requires_grad_(False)
         scale, shift = self.factors
         module.process_out = lambda latent: latent / scale + shift
+        module.process_in = lambda z: (z - shift) * scale
         for path in additional_modules:
             module.load_state_dict(load_file(path))
-        return Engine(file, module)
+        return Engine(file, module, self.modules["backend.memory_management"])
 
     factors = (0.18215, 0.0)
 
@@ -145,7 +161,14 @@ class FakeForge(FakeA1111):
         forge = self._module("modules_forge")
         forge.main_thread = self._module("modules_forge.main_thread", Task=_task_class(self), last_exception=None)
         backend = self._module("backend")
-        backend.memory_management = self._module("backend.memory_management", vae_device=lambda: torch.device("cpu"))
+        backend.memory_management = self._module(
+            "backend.memory_management",
+            vae_device=lambda: torch.device("cpu"),
+            VAE_ALWAYS_TILED=False,
+            OOM_EXCEPTION=torch.cuda.OutOfMemoryError,
+            asked=[],
+            tiled=[],
+        )
         self._module("backend.patcher").__path__ = backend.__path__ = []
         self._module("backend.patcher.vae", VAE=VAE)
         self.select()

@@ -39,10 +39,10 @@ def names(registered):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
-def test_script_exposes_exactly_its_own_class(path, fake, monkeypatch):
+def test_script_exposes_exactly_its_own_classes(path, fake, monkeypatch):
     classes = script_classes(load_as_host(path, monkeypatch))
-    assert len(classes) == 1
-    assert classes[0].__module__.startswith("sd_vae_kit."), "the host's own Script base must not leak into the file"
+    assert [c.__name__ for c in classes] == ["VaeKitScript", "TiledVaeScript"]
+    assert all(c.__module__.startswith("sd_vae_kit.") for c in classes), "the host's own Script base must not leak"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
@@ -61,7 +61,7 @@ def test_reload_ui_registers_again_and_the_patches_come_back(path, fake, monkeyp
 
 
 def test_late_imports_work_without_sys_path(fake, monkeypatch):
-    (script,) = script_classes(load_as_host(SCRIPTS[0], monkeypatch))
+    script, _ = script_classes(load_as_host(SCRIPTS[0], monkeypatch))
     fake.start()
     fake.load_model()
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(ROOT))])
@@ -73,15 +73,15 @@ def test_late_imports_work_without_sys_path(fake, monkeypatch):
 def test_switched_off_by_its_flag_it_does_nothing(fake, monkeypatch):
     fake.shared.cmd_opts.vae_kit_disable = True
     original = fake.sd_vae.reload_vae_weights
-    (script,) = script_classes(load_as_host(SCRIPTS[0], monkeypatch))
+    classes = script_classes(load_as_host(SCRIPTS[0], monkeypatch))
     assert not any(fake.registered.values())
-    assert script().show(False) is False
+    assert [script().show(False) for script in classes] == [False, False]
     assert fake.sd_vae.reload_vae_weights is original
 
 
 def test_an_unknown_web_ui_is_left_alone(fake, monkeypatch):
     monkeypatch.delitem(sys.modules, "modules.sd_vae")
-    (script,) = script_classes(load_as_host(SCRIPTS[0], monkeypatch))
+    script, _ = script_classes(load_as_host(SCRIPTS[0], monkeypatch))
     assert not any(fake.registered.values())
     fake.generate(script(), "other.safetensors", n_iter=0)
     assert not fake.errors

@@ -33,8 +33,9 @@ from modules import (
 )
 from torch import Tensor, nn
 
+from sd_vae_kit.adapters.a1111_calls import CallsInA1111
 from sd_vae_kit.adapters.model_facts import holds_no_vae, is_blank, latent_format_of
-from sd_vae_kit.adapters.webui_host import Storage, WebuiHost, collected
+from sd_vae_kit.adapters.webui_host import Storage, collected
 from sd_vae_kit.catalogue import KnownVae, with_own_entries
 from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.errors import VaeKitError
@@ -85,7 +86,7 @@ def folder_for(known: KnownVae) -> Path:
     return Path(named) if named and Path(named).is_dir() else Path(sd_vae.vae_path)
 
 
-class A1111Host(WebuiHost):
+class A1111Host(CallsInA1111):
     """A1111 1.10 and programs that keep its `modules.sd_vae`."""
 
     name = "A1111"
@@ -130,6 +131,7 @@ class A1111Host(WebuiHost):
         self._replace(processing, "process_images_inner", self._process_images_inner)
         for model in self.models():
             self.guard_calls(model, VAE_CALLS)
+        self.install_calls()
         self.forget_unloaded()
 
     def _replace(self, owner: object, name: str, method: Any) -> None:
@@ -382,6 +384,7 @@ class A1111Host(WebuiHost):
         sd_vae.checkpoint_info = model.sd_checkpoint_info if entry else None
         model.base_vae, model.loaded_vae_file = sd_vae.base_vae, sd_vae.loaded_vae_file
         self.guard_calls(model, VAE_CALLS)
+        self.calls.install()
 
     def _own_state(self, model: Any, swapper: Swapper) -> dict[str, Tensor]:
         """The checkpoint's own VAE under the live module's names, sharing memory with what the swapper remembers."""
@@ -457,7 +460,7 @@ class A1111Host(WebuiHost):
 
     def _process_images_inner(self, original: Callable[..., object], p: Any, *args: Any, **kwargs: Any) -> object:
         """The job's own VAE ends with the job, also with one that fails; a job inside a job gives back the outer's."""
-        with self.job():
+        with self.job(), self.calls.job(p):
             return original(p, *args, **kwargs)
 
     def names_in_infotext(self) -> tuple[str | None, str | None]:

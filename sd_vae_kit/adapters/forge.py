@@ -34,6 +34,7 @@ from modules_forge import main_thread
 from torch import nn
 
 from sd_vae_kit.adapters.a1111 import A1111Host, data_folder, folders
+from sd_vae_kit.adapters.forge_calls import CallsInForge
 from sd_vae_kit.core.latent_format import FORMATS, LatentFormat
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.features.choice import Decision
@@ -50,7 +51,7 @@ VAE_FIELD = re.compile(r'(?:^|(?<=,))\s*(?:SD )?VAE:\s*(?:"(?:\\.|[^\\"])*"|[^,]
 OWN_KEY = "SD VAE"  # infotext key where the program keeps "VAE" for its modules
 
 
-class ForgeHost(A1111Host):
+class ForgeHost(CallsInForge, A1111Host):
     """Forge f2 and programs with its `backend`."""
 
     name = "Forge"
@@ -82,11 +83,11 @@ class ForgeHost(A1111Host):
         self._replace(processing, "process_images_inner", self._process_images_inner)
         self._replace(main_thread.Task, "work", self._work)
         self._replace(infotext_utils, "parse_generation_parameters", self._parse_generation_parameters)
-        # Of the class, so that clones are covered and no dropped model is kept in memory.  Whatever computes instead of
-        # the program hooks in here: below it `vae_dtype` and `device` hold, and `load_models_gpu` makes room.
+        # of the class, so that clones are covered and no dropped model is kept in memory
         for name in VAE_CALLS:
             if not self.patches.is_applied(VAE, name):
                 self.guard_calls(VAE, [name])
+        self.install_calls()
         self.forget_unloaded()
 
     def install_page(self) -> None:
@@ -281,7 +282,7 @@ class ForgeHost(A1111Host):
 
     def _process_images_inner(self, original: Callable[..., object], p: Any, *args: Any, **kwargs: Any) -> object:
         """A job: options are set and the model is loaded; what it changed ends with it, also when it fails."""
-        with self._job_setting(), self.job():
+        with self._job_setting(), self.job(), self.calls.job(p):
             self._begin(p)
             return original(p, *args, **kwargs)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError
 from sd_vae_kit.features.old_tiled_vae import TileSizes
 from sd_vae_kit.features.tiling import INFOTEXT_KEY, Part, RunReport, VaeRunner
 from sd_vae_kit.features.tiling_job import JobTiling
+from sd_vae_kit.features.tiling_sentence import Piece, forecast, stepped_aside
 from sd_vae_kit.host import Level
 from sd_vae_kit.settings import Settings, TilingSettings
 
@@ -30,31 +32,64 @@ PARTS: tuple[Part, ...] = ("encoder", "decoder")
 INFOTEXT_KEYS = {"encoder": f"{INFOTEXT_KEY} of encode", "decoder": INFOTEXT_KEY}
 
 
-class Owner(Protocol):
-    """What this needs of the web UI's adapter."""
+class CallsHost(ABC):
+    """What `VaeCalls` needs of a web UI's adapter; the defaults are of a program that shows and stops nothing."""
 
     patches: Patches
 
     @property
-    def settings(self) -> Settings: ...
+    @abstractmethod
+    def settings(self) -> Settings:
+        """The values now."""
 
-    def models(self) -> list[nn.Module]: ...
+    @abstractmethod
+    def models(self) -> list[nn.Module]:
+        """Every model in memory."""
 
-    def first_stage_of(self, model: nn.Module) -> nn.Module | None: ...
+    @abstractmethod
+    def first_stage_of(self, model: nn.Module) -> nn.Module | None:
+        """A model's live VAE module."""
 
-    def notify(self, message: str, level: Level = "info") -> None: ...
+    @abstractmethod
+    def notify(self, message: str, level: Level = "info") -> None:
+        """Show one line to the user."""
 
-    def notify_once(self, message: str, level: Level = "info") -> None: ...
+    @abstractmethod
+    def notify_once(self, message: str, level: Level = "info") -> None:
+        """The same sentence once per start."""
 
-    def compute_dtype(self, network: nn.Module, x: Tensor) -> torch.dtype: ...
+    def compute_dtype(self, network: nn.Module, x: Tensor) -> torch.dtype:
+        """What a network computes in: its weights' type, whatever autocast would make of the input."""
+        kept = next((parameter.dtype for parameter in network.parameters()), x.dtype)
+        return kept if kept in (torch.float16, torch.bfloat16, torch.float32, torch.float64) else x.dtype
 
-    def make_room(self, needed: int) -> bool: ...
+    def place(self, network: nn.Module) -> tuple[torch.device, torch.dtype]:
+        """Where a network of the model in use will compute, and in what."""
+        first = next(network.parameters())
+        return first.device, self.compute_dtype(network, first)
 
-    def is_stopped(self) -> bool: ...
+    @abstractmethod
+    def live_vae(self) -> nn.Module | None:
+        """The VAE of the model in use; None while there is none."""
 
-    def show_progress(self, text: str | None) -> None: ...
+    def make_room(self, needed: int) -> bool:
+        """Free so many bytes on the VAE's device by moving other models away; whether anything was moved."""
+        return False
 
-    def out_of_memory(self, error: NoMemoryError) -> Exception: ...
+    def is_stopped(self) -> bool:
+        """Whether the user wants the running job to end."""
+        return False
+
+    def show_progress(self, text: str | None) -> None:  # noqa: B027 - some programs have no place for it
+        """A few words beside the progress bar; None takes them away."""
+
+    def out_of_memory(self, error: NoMemoryError) -> Exception:
+        """The error in a form that the program knows what to do with."""
+        return error
+
+    def around_call(self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """An encode or decode as the program calls it; `name` is the function's."""
+        return original(*args, **kwargs)
 
 
 @dataclass
@@ -80,7 +115,7 @@ class VaeCalls:
         tile_sizes: What a request to the old Tiled VAE extension asked for.
     """
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: CallsHost) -> None:
         self.owner = owner
         self.runner = VaeRunner()
         self.job_tiling = JobTiling()
@@ -115,8 +150,26 @@ class VaeCalls:
         finally:
             self._here.job = job
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """This thread's calls are left to the program while the block runs."""
+        self._here.is_aside, before = True, getattr(self._here, "is_aside", False)
+        try:
+            yield
+        finally:
+            self._here.is_aside = before
+
+    @contextmanager
+    def choices_kept(self) -> Iterator[None]:
+        """What a job chooses for itself while the block runs ends with it; an outer job's choice holds again."""
+        outer = self.job_tiling, self.tile_sizes
+        try:
+            yield
+        finally:
+            self.job_tiling, self.tile_sizes = outer
+
     def end_job(self) -> None:
-        """What a job chose for itself ends with it."""
+        """Forget a choice that a job left behind."""
         self.job_tiling, self.tile_sizes = JobTiling(), None
 
     def decoding(self, decode: Callable[[], Any], sketch: Callable[[], Any]) -> Any:
@@ -141,6 +194,32 @@ class VaeCalls:
         """The settings with the job's choices in their place."""
         return self.job_tiling.over(self.owner.settings.tiling)
 
+    def tiling_for(
+        self, network: nn.Module, part: Part, dtype: torch.dtype, device: torch.device
+    ) -> TilingSettings | None:
+        """The settings for one call; None where it is left to the program.
+
+        Raises:
+            StepAsideError: The network is not understood.
+        """
+        if getattr(self._here, "is_aside", False):
+            return None
+        tiling = self.tiling()
+        if self.tile_sizes is not None:
+            return self.tile_sizes.budget(tiling, network, part, dtype, device)
+        return tiling if tiling.enabled and getattr(tiling, part) else None
+
+    def forecast(self, size: tuple[int, int], job: JobTiling) -> tuple[Piece, ...]:
+        """What would happen to a picture of (height, width) pixels now."""
+        vae = self.owner.live_vae()
+        network = getattr(vae, "decoder", None)
+        if not isinstance(network, nn.Module):
+            return (Piece("No checkpoint is loaded yet."),)
+        if "forward" in vars(network):
+            return stepped_aside("another extension has taken it over.")
+        device, dtype = self.owner.place(network)
+        return forecast(network, size, dtype, device, job.over(self.owner.settings.tiling))
+
     def status(self) -> dict[str, object]:
         """What the last encode and decode did, for the API."""
         last = self.runner.last
@@ -164,23 +243,24 @@ class VaeCalls:
     ) -> Tensor:
         """In place of `network.forward(x)`."""
         part = self._part_of(network)
-        tiling = self.tiling()
-        if part is None or not tiling.enabled or not getattr(tiling, part) or not self._is_ours(network, part, x, args):
+        if part is None or not self._is_ours(network, x, [*args, *kwargs.values()]):
             return original(network, x, *args, **kwargs)
         try:
-            return self._run(network, part, x, tiling)
+            dtype = self.owner.compute_dtype(network, x)
+            tiling = self.tiling_for(network, part, dtype, x.device)
+            return original(network, x) if tiling is None else self._run(network, part, x, dtype, tiling)
         except StepAsideError as error:
             self.owner.notify_once(f"The web UI runs this VAE's {part} itself, without VAE Kit: {error}", "warning")
             return original(network, x, *args, **kwargs)
 
-    def _is_ours(self, network: nn.Module, part: Part, x: object, args: tuple[object, ...]) -> bool:
+    def _is_ours(self, network: nn.Module, x: object, further: Sequence[object]) -> bool:
         """Whether this is a plain call that nobody else looks after."""
         other = vars(network).get("forward")
         if other is not None:
             self.say_who_tiles(other)
             return False
         trains = isinstance(x, Tensor) and torch.is_grad_enabled() and x.requires_grad
-        return isinstance(x, Tensor) and x.dim() == 4 and not trains and not any(arg is not None for arg in args)
+        return isinstance(x, Tensor) and x.dim() == 4 and not trains and all(value is None for value in further)
 
     def say_who_tiles(self, other: object) -> None:
         """Once: whose replacement of a forward is used instead of ours."""
@@ -196,10 +276,7 @@ class VaeCalls:
             if other is not None:
                 self.say_who_tiles(other)
 
-    def _run(self, network: nn.Module, part: Part, x: Tensor, tiling: TilingSettings) -> Tensor:
-        dtype = self.owner.compute_dtype(network, x)
-        if self.tile_sizes is not None:
-            tiling = self.tile_sizes.budget(tiling, network, part, dtype, x.device)
+    def _run(self, network: nn.Module, part: Part, x: Tensor, dtype: torch.dtype, tiling: TilingSettings) -> Tensor:
         try:
             with self._watched(part) as on_step:
                 result = self.runner.run(

@@ -5,9 +5,10 @@ A subclass per program says where its files, options and models are and which of
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from sd_vae_kit.adapters.call_gate import CallGate
 from sd_vae_kit.adapters.model_facts import is_blank, precision_of
 from sd_vae_kit.adapters.patch import Patches
 from sd_vae_kit.adapters.repairs import Repairs, repair_specs
+from sd_vae_kit.adapters.vae_calls import CallsHost, VaeCalls
 from sd_vae_kit.catalogue import KnownVae, catalogue
 from sd_vae_kit.core.latent_format import family_label
 from sd_vae_kit.core.live_weights import LiveWeights
@@ -119,7 +121,7 @@ class ModelView:
         self._webui.notify(message, level)
 
 
-class WebuiHost(ABC):
+class WebuiHost(CallsHost):
     """One running web UI."""
 
     name: str
@@ -132,6 +134,7 @@ class WebuiHost(ABC):
         self.library = library
         self.patches = Patches()
         self.gate = CallGate()
+        self.calls = VaeCalls(self)
         self.listeners: list[Listener] = []
         self.vae_listeners: list[Callable[[], None]] = []
         self.page_notice: Callable[[str], None] = lambda message: None  # one line on the page that is being served
@@ -155,10 +158,10 @@ class WebuiHost(ABC):
     def install(self) -> None:
         """Put the patches in place; called again after Reload UI and whenever a model was loaded."""
 
-    def install_page(self) -> None:  # noqa: B027 - most programs need nothing
+    def install_page(self) -> None:
         """Patches of what the program makes anew with its page; called while the settings page is built."""
 
-    def declare_sd_vae(self, dropdown: type) -> None:  # noqa: B027 - most programs have the option
+    def declare_sd_vae(self, dropdown: type) -> None:
         """Give the program the option sd_vae, shown by `dropdown`; called while the settings page is built."""
 
     def storage(self) -> Storage | None:
@@ -206,6 +209,9 @@ class WebuiHost(ABC):
     @abstractmethod
     def first_stage_of(self, model: nn.Module) -> nn.Module | None:
         """A model's live VAE module."""
+
+    def live_vae(self) -> nn.Module | None:
+        return self.first_stage_of(self.model) if self.model is not None else None
 
     @abstractmethod
     def checkpoint_of(self, model: nn.Module | None, file: str | None = None) -> Checkpoint | None:
@@ -266,6 +272,7 @@ class WebuiHost(ABC):
     # -- messages --------------------------------------------------------------------------------------------------
 
     def notify(self, message: str, level: Level = "info") -> None:
+        """Show one line to the user."""
         for listener in self.listeners:
             listener(message, level)
 
@@ -327,12 +334,12 @@ class WebuiHost(ABC):
         """Let a swap wait for the model's running encodes and decodes."""
         for name in names:
             if hasattr(model, name) and not self.patches.is_applied(model, name):
-                self.patches.replace(model, name, self._guarded)
+                self.patches.replace(model, name, functools.partial(self._guarded, name))
 
-    def _guarded(self, original: Callable[..., object]) -> Callable[..., object]:
+    def _guarded(self, name: str, original: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **kwargs: object) -> object:
             with self.gate.calling():
-                return original(*args, **kwargs)
+                return self.around_call(name, original, *args, **kwargs)
 
         return call
 
@@ -381,12 +388,14 @@ class WebuiHost(ABC):
         """One job: what it chose for itself ends with it; a job inside a job gives back the outer's choice."""
         outer = self._job_vae
         try:
-            yield
+            with self.calls.choices_kept():
+                yield
         finally:
             self._back_to(outer)
 
     def end_job(self) -> None:
         """Forget a choice that a job left behind."""
+        self.calls.end_job()
         self._back_to(None)
 
     def _back_to(self, name: str | None) -> None:
@@ -490,6 +499,7 @@ class WebuiHost(ABC):
             "sha256": status.sha256,
             "precision": status.precision,
             "warnings": list(status.warnings),
+            **self.calls.status(),
         }
 
     def _family(self, entry: Entry | None) -> str:

@@ -1,8 +1,8 @@
 """Requests written for the "Tiled VAE" of multidiffusion-upscaler: its tile sizes, as a budget of memory.
 
-Its arguments are `[enabled, encoder_tile, decoder_tile, to_gpu, fast_decoder, fast_encoder, color_fix]`.  Pictures up to
-one tile ran whole there, larger ones in tiles of that size; so a picture may take here what one tile took there.  The
-other four have nothing left to do: the picture is exact, and there is no slower way to make it so.
+Its arguments are `[enabled, encoder_tile, decoder_tile, to_gpu, fast_decoder, fast_encoder, color_fix]`.  Pictures
+up to one tile ran whole there, larger ones in tiles of that size; so a picture may take here what one tile took there.
+The other four have nothing left to do: the picture is exact, and there is no slower way to make it so.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TileSizes:
             needed = predict(program, whole_plan(device, dtype), (1, program.channels_in, side, side)).peak_bytes
         except UnsupportedVaeError:  # a tile smaller than this network's smallest picture
             return tiling
-        return dataclasses.replace(tiling, enabled=True, **{part: True}, memory_mb=max(1, -(-needed // MB)))
+        return dataclasses.replace(tiling, enabled=True, encoder=True, decoder=True, memory_mb=max(1, -(-needed // MB)))
 
 
 def tile_sizes(arguments: Sequence[object]) -> TileSizes | None:

@@ -95,6 +95,8 @@ def program_of(network: nn.Module, part: Part) -> Program:
         return encoder_program(network) if part == "encoder" else decoder_program(network)
     except UnsupportedVaeError as error:
         raise StepAsideError(str(error)) from error
+    except (AttributeError, TypeError, IndexError) as error:  # a part of a known name that is something else
+        raise StepAsideError(f"the {part} ({type(network).__name__}) is built in an unknown way: {error}") from error
 
 
 def planned(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.settings import AUTOMATIC, Spec, setting
+from sd_vae_kit.features.tiling_job import JobTiling
+from sd_vae_kit.settings import AUTOMATIC, Spec, Value, setting
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,33 @@ class JobVaes:
         """The VAE of the hires pass."""
         return self.vae if self.hires_vae == AUTOMATIC else self.hires_vae
 
-    def with_names(self, full_name: Callable[[str], str]) -> JobVaes:
+
+@dataclass(frozen=True)
+class JobChoices(JobTiling, JobVaes):
+    """Everything a job can choose, the VAEs first: arguments of older requests keep their places."""
+
+    def with_names(self, full_name: Callable[[str], str]) -> JobChoices:
         """The same with every VAE's full name, as pictures and pages show it."""
-        return JobVaes(**{spec.name: full_name(getattr(self, spec.name)) for spec in job_specs()})
+        vaes = [spec.name for spec in job_specs() if spec.control == "vae"]
+        named = {name: full_name(getattr(self, name)) for name in vaes}
+        return dataclasses.replace(self, **named)  # type: ignore[arg-type]
 
     def infotext(self) -> dict[str, str]:
         """What differs from the defaults, under its infotext key."""
-        return {spec.infotext: value for spec in job_specs() if (value := getattr(self, spec.name)) != spec.default}
+        values = ((spec, getattr(self, spec.name)) for spec in job_specs())
+        return {spec.infotext: str(value) for spec, value in values if value != spec.default}
 
 
 def job_specs() -> Iterator[Spec]:
     """The fields in the order of the panel and of the API's `args`."""
-    for item in fields(JobVaes):
+    for item in fields(JobChoices):
         spec: Spec = item.metadata["spec"]
         yield dataclasses.replace(
-            spec, key=f"vae_kit_{item.name}", section="job", name=item.name, default=str(item.default)
+            spec, key=f"vae_kit_{item.name}", section="job", name=item.name, default=getattr(JobChoices, item.name)
         )
 
 
-def job_from(values: Sequence[object], overrides: Mapping[str, object] | None = None) -> JobVaes:
+def job_from(values: Sequence[object], overrides: Mapping[str, object] | None = None) -> JobChoices:
     """A job's choice from the panel or the API.
 
     Args:
@@ -64,16 +74,28 @@ def job_from(values: Sequence[object], overrides: Mapping[str, object] | None = 
         overrides: By name, from an XYZ axis; they win.
 
     Raises:
-        SettingError: An unknown name, or a value that is no text.
+        SettingError: An unknown name, or a value that does not fit.
     """
     named = values[0] if values and isinstance(values[0], Mapping) else dict(zip(_names(), values, strict=False))
     given = {**named, **(overrides or {})}
     unknown = [name for name in given if name not in _names()]
     if unknown:
         raise SettingError(f"VAE Kit has no argument {unknown[0]!r}; the arguments are {', '.join(_names())}.")
-    checked = {spec.name: str(spec.check(given[spec.name])) for spec in job_specs() if given.get(spec.name)}
-    return JobVaes(**checked)
+    chosen = {spec.name: checked(spec, given[spec.name]) for spec in job_specs() if given.get(spec.name)}
+    return JobChoices(**chosen)  # type: ignore[arg-type]
+
+
+def checked(spec: Spec, value: object) -> Value:
+    """A value in the field's own type; a number may come as text, as infotext and XYZ axes have it.
+
+    Raises:
+        SettingError: It does not fit.
+    """
+    if isinstance(spec.default, int) and isinstance(value, str):
+        with contextlib.suppress(ValueError):  # `check` says what is wrong
+            value = float(value)
+    return spec.check(value)
 
 
 def _names() -> list[str]:
-    return [item.name for item in fields(JobVaes)]
+    return [item.name for item in fields(JobChoices)]

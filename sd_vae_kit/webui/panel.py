@@ -11,10 +11,12 @@ from typing import Any
 import gradio as gr
 
 from sd_vae_kit.adapters.webui_host import VaeStatus, WebuiHost
-from sd_vae_kit.settings import AUTOMATIC, NONE, Spec
+from sd_vae_kit.errors import SettingError
+from sd_vae_kit.settings import AUTOMATIC, NONE, Spec, Value
 from sd_vae_kit.ui import gradio_compat
-from sd_vae_kit.webui import missing_vae
-from sd_vae_kit.webui.job_settings import job_specs
+from sd_vae_kit.webui import missing_vae, tiling_panel
+from sd_vae_kit.webui.job_settings import checked, job_specs
+from sd_vae_kit.webui.tiling_panel import TilingPanel
 
 HASH_DIGITS = 10
 
@@ -27,11 +29,13 @@ class Panel:
         controls: In the order of the hooks' arguments.
         infotext_fields: (component, infotext -> value).
         paste_field_names: Infotext keys that "send to" carries along.
+        tiling: The accordion "Tiled VAE", to be told of the host's widgets for the picture's size.
     """
 
     controls: list[Any]
     infotext_fields: list[tuple[Any, Any]]
     paste_field_names: list[str]
+    tiling: TilingPanel
 
 
 def build(tab: str, host: WebuiHost) -> Panel:
@@ -41,13 +45,16 @@ def build(tab: str, host: WebuiHost) -> Panel:
         missing = gr.HTML("", elem_id=f"vae_kit_{tab}_missing", elem_classes=["vae-kit"])
         with gr.Row(elem_classes=["vae-kit-row"]):
             has_hires = tab == "txt2img" and host.sees_passes
-            specs = [spec for spec in job_specs() if has_hires or spec.name != "hires_vae"]
-            controls = [_dropdown(tab, spec, host) for spec in specs]
+            # img2img has the same arguments, so that those after the hires VAE have one place
+            vaes = [spec for spec in job_specs() if spec.control == "vae"]
+            controls = [_dropdown(tab, spec, host, has_hires or spec.name != "hires_vae") for spec in vaes]
             # pressed by javascript/vae_kit.js when something may have changed
             refresh = gr.Button(
                 "\U0001f504", elem_id=f"vae_kit_{tab}_refresh", elem_classes=["tool", "vae-kit-refresh"]
             )
             listed = gr.State(host.choices())
+
+    tiling = tiling_panel.build(tab, host, refresh)
 
     def look_again(before: list[str]) -> list[Any]:
         """An update that changes nothing leaves a dropdown alone that the user has just opened."""
@@ -56,24 +63,33 @@ def build(tab: str, host: WebuiHost) -> Panel:
         return [sentence(host), names, *(update for _ in controls)]
 
     gradio_compat.listen(refresh, "click", look_again, inputs=[listed], outputs=[active, listed, *controls])
-    fields = [(control, _paster(spec)) for control, spec in zip(controls, specs, strict=True)]
+    everything = [*controls, *tiling.controls]
+    fields = [(control, paster(spec)) for control, spec in zip(everything, job_specs(), strict=True)]
     fields.append((missing, lambda parameters: missing_vae.message(host, parameters)))
-    return Panel(controls, fields, [spec.infotext for spec in specs])
+    return Panel(everything, fields, [spec.infotext for spec in job_specs()], tiling)
 
 
-def _dropdown(tab: str, spec: Spec, host: WebuiHost) -> Any:
+def _dropdown(tab: str, spec: Spec, host: WebuiHost, visible: bool) -> Any:
     return gr.Dropdown(
         host.choices(),
         value=spec.default,
         label=spec.label,
         info=spec.help,
         elem_id=f"vae_kit_{tab}_{spec.name}",
+        visible=visible,
     )
 
 
-def _paster(spec: Spec) -> Callable[[dict[str, str]], str]:
+def paster(spec: Spec) -> Callable[[dict[str, str]], Value]:
     """A picture without the key was made with the default: a choice left from before must not stay."""
-    return lambda parameters: parameters.get(spec.infotext, str(spec.default))
+
+    def read(parameters: dict[str, str]) -> Value:
+        try:
+            return checked(spec, parameters.get(spec.infotext, spec.default))
+        except SettingError:  # somebody has edited the text
+            return spec.default
+
+    return read
 
 
 def sentence(host: WebuiHost) -> str:

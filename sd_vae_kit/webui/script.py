@@ -9,18 +9,24 @@ from modules import scripts
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.features.rules import Run
 from sd_vae_kit.webui import panel
-from sd_vae_kit.webui.job_settings import JobVaes, job_from
+from sd_vae_kit.webui.job_settings import JobChoices, job_from
 from sd_vae_kit.webui.running import running
+from sd_vae_kit.webui.tiling_panel import TilingPanel
 
 XYZ_VALUES = "_vae_kit_xyz"  # attribute of the job that XYZ axes write into
 
 
 class VaeKitScript(scripts.Script):
-    """Reads the panel's values and hands them to the adapter; holds no state between hooks.
+    """Reads the panel's values and hands them to the adapter; holds no state between a job's hooks.
 
     A VAE that was chosen for the job and cannot be used stops the job: a picture by another VAE than the one asked for
     would look like success.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Any] = {}  # the tab's widgets by DOM id
+        self.tiling_panel: TilingPanel | None = None
 
     def title(self) -> str:
         return "VAE Kit"
@@ -35,7 +41,16 @@ class VaeKitScript(scripts.Script):
         built = panel.build("img2img" if is_img2img else "txt2img", host)
         self.infotext_fields = built.infotext_fields
         self.paste_field_names = built.paste_field_names
+        self.tiling_panel = built.tiling
         return built.controls
+
+    def after_component(self, component: Any, **kwargs: Any) -> None:
+        """The host has begun another widget of the tab: those before it are complete."""
+        if self.tiling_panel is not None:
+            self.tiling_panel.connect(self.seen)
+        elem_id = kwargs.get("elem_id")
+        if elem_id:
+            self.seen.setdefault(str(elem_id), component)
 
     def before_process(self, p: Any, *values: object) -> None:
         """Before the host stores the options it will restore: make it store all of them."""
@@ -60,13 +75,14 @@ class VaeKitScript(scripts.Script):
         if host is not None:
             host.end_job()
 
-    def _begin(self, p: Any, values: tuple[object, ...], run: Run) -> JobVaes | None:
+    def _begin(self, p: Any, values: tuple[object, ...], run: Run) -> JobChoices | None:
         """Make the pass's VAE live; None where nothing was done, because it cannot be or the extension is off."""
         host = running()
         if host is None:
             return None
         try:
             choice = job_from(values, getattr(p, XYZ_VALUES, None)).with_names(host.full_name)
+            host.calls.job_tiling = choice
             host.begin_pass(choice.for_hires if run == "hires" else choice.vae, run)
         except VaeKitError as error:
             host.notify(str(error), "error")

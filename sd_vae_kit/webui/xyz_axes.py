@@ -1,4 +1,4 @@
-"""Axes of the X/Y/Z plot: a VAE per cell, without touching the SD VAE setting."""
+"""Axes of the X/Y/Z plot: a VAE or a way of tiling per cell, without touching any setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from modules import scripts
 
 from sd_vae_kit.adapters.webui_host import WebuiHost
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.webui.job_settings import job_specs
+from sd_vae_kit.settings import Spec
+from sd_vae_kit.webui.job_settings import checked, job_specs
 from sd_vae_kit.webui.script import XYZ_VALUES
 
 PREFIX = "[VAE Kit] "
@@ -25,13 +26,19 @@ def add(host: WebuiHost) -> None:
                 plot.axis_options.append(
                     plot.AxisOption(
                         PREFIX + spec.label,
-                        str,
+                        int if isinstance(spec.default, int) else str,
                         _writer(spec.name),
-                        confirm=_checker(host),
-                        choices=host.choices,
-                        cost=0.1,
+                        confirm=_checker(host, spec),
+                        choices=_choices(host, spec),
+                        cost=0.1 if spec.control == "vae" else 0.0,
                     )
                 )
+
+
+def _choices(host: WebuiHost, spec: Spec) -> Callable[[], list[str]] | None:
+    if spec.control == "vae":
+        return host.choices
+    return (lambda: list(spec.choices)) if spec.choices else None
 
 
 def _writer(name: str) -> Callable[[Any, str, Sequence[str]], None]:
@@ -41,12 +48,15 @@ def _writer(name: str) -> Callable[[Any, str, Sequence[str]], None]:
     return apply
 
 
-def _checker(host: WebuiHost) -> Callable[[Any, Sequence[str]], None]:
+def _checker(host: WebuiHost, spec: Spec) -> Callable[[Any, Sequence[str]], None]:
     def confirm(p: Any, values: Sequence[str]) -> None:
         """Before the first cell; the plot shows the line and does not start."""
         for value in values:
             try:
-                host.full_name(value)
+                if spec.control == "vae":
+                    host.full_name(value)
+                else:
+                    checked(spec, value)
             except VaeKitError as error:
                 raise RuntimeError(str(error)) from error
 

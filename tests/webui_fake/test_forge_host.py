@@ -267,7 +267,7 @@ def test_a_swap_waits_for_running_decodes_of_any_clone(webui, host, own):
         return z
 
     vae.first_stage_model = type("Slow", (), {"decode": staticmethod(slow)})
-    decoding = threading.Thread(target=vae.decode, args=(torch.zeros(1),))
+    decoding = threading.Thread(target=vae.decode, args=(torch.zeros(1, 4, 2, 2),))
     decoding.start()
     inside.wait(10)
     choosing = threading.Thread(target=lambda: done.append(webui.shared.opts.set("sd_vae", "plain.safetensors")))

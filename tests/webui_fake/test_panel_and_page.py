@@ -53,21 +53,27 @@ def test_panel_arguments_and_infotext_come_from_one_list(webui, host):
     with gr.Blocks():
         built = panel.build("txt2img", host)
     listed = list(job_specs())
-    assert [control.label for control in built.controls] == [spec.label for spec in listed]
+    assert [control.label for control in built.controls] == [labelled(spec) for spec in listed]
     assert built.paste_field_names == [spec.infotext for spec in listed]
-    job = job_from(["a", "b"])
-    assert job.infotext() == {"Job VAE": "a", "Hires VAE": "b"}
+    job = job_from(["a", "b", "Off", 512, "Decode only"])
+    assert job.infotext() == {
+        "Job VAE": "a",
+        "Hires VAE": "b",
+        "VAE tiling": "Off",
+        "VAE memory budget": "512",
+        "VAE tiling parts": "Decode only",
+    }
     for (control, read), spec in zip(built.infotext_fields[:-1], listed, strict=True):
-        assert control.label == spec.label
+        assert control.label == labelled(spec)
         assert read(job.infotext()) == getattr(job, spec.name)
         assert read({}) == spec.default
 
 
-@pytest.mark.parametrize("values", [[], ["Automatic"], ["Automatic", "Automatic", "more"], [None, ""], [{}]])
+@pytest.mark.parametrize("values", [[], ["Automatic"], ["Automatic", "Automatic", None, 0], [None, ""], [{}]])
 def test_missing_values_are_the_defaults(webui, values):
-    from sd_vae_kit.webui.job_settings import JobVaes, job_from
+    from sd_vae_kit.webui.job_settings import JobChoices, job_from
 
-    assert job_from(values) == JobVaes()
+    assert job_from(values) == JobChoices()
     assert job_from(values).infotext() == {}
 
 
@@ -79,11 +85,14 @@ def test_an_axis_beats_the_panel(webui):
     assert job_from(["a", "None"]).for_hires == "None"
 
 
-def test_img2img_has_no_hires_choice(webui, host):
+def test_img2img_shows_no_hires_choice_but_takes_the_same_arguments(webui, host):
     from sd_vae_kit.webui import panel
+    from sd_vae_kit.webui.job_settings import job_specs
 
     with gr.Blocks():
-        assert [c.label for c in panel.build("img2img", host).controls] == ["VAE for this job"]
+        controls = panel.build("img2img", host).controls
+    assert len(controls) == len(list(job_specs()))
+    assert [c.label for c in controls if not c.visible] == ["VAE for the hires pass"]
 
 
 # --- the sentence ----------------------------------------------------------------------------------------------------
@@ -174,8 +183,18 @@ def test_axes_are_added_once_and_check_their_values(webui):
     assert [axis.label for axis in plot.axis_options] == [
         "[VAE Kit] VAE for this job",
         "[VAE Kit] VAE for the hires pass",
+        "[VAE Kit] Tiled VAE for this job",
+        "[VAE Kit] Memory budget for this job",
+        "[VAE Kit] Advanced: what is tiled",
     ]
-    first, second = plot.axis_options
+    first, second, mode, budget, _ = plot.axis_options
+    mode.confirm(types.SimpleNamespace(), ["Auto", "Off"])
+    assert mode.choices() == ["As in Settings", "Auto", "Always stream", "Off"]
+    with pytest.raises(RuntimeError, match="cannot be 'Sometimes'"):
+        mode.confirm(types.SimpleNamespace(), ["Sometimes"])
+    budget.confirm(types.SimpleNamespace(), [0, 512])
+    with pytest.raises(RuntimeError, match="must lie between 0 and"):
+        budget.confirm(types.SimpleNamespace(), [-1])
     p = types.SimpleNamespace()
     first.apply(p, "plain", [])
     second.apply(p, "None", [])
@@ -224,7 +243,7 @@ def shown_texts():
     from sd_vae_kit.webui.options_page import page_specs
 
     page = [text for spec in page_specs() for text in (labelled(spec), f"({spec.help.rstrip('.')})")]
-    return {*page, *(text for spec in job_specs() for text in (spec.label, spec.help))}
+    return {*page, *(text for spec in job_specs() for text in (labelled(spec), spec.help, *spec.choices))}
 
 
 def is_made_by(code, text):
@@ -247,7 +266,7 @@ def test_translations_are_of_texts_that_are_shown(webui, path):
     stale = [text for text in translated if text not in shown_texts() and not is_made_by(code, text)]
     assert stale == [], "not shown any more: remove or reword"
     own = [*repair_specs(), *job_specs()]
-    assert [spec.label for spec in own if spec.label not in translated] == []
+    assert [labelled(spec) for spec in own if labelled(spec) not in translated] == []
 
 
 def test_languages_translate_the_same_texts():

@@ -1,0 +1,113 @@
+"""The accordion "Tiled VAE" under txt2img and img2img: what this job may take, and a sentence on what will happen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from sd_vae_kit.adapters.webui_host import WebuiHost
+from sd_vae_kit.errors import SettingError
+from sd_vae_kit.features.tiling_job import tiling_specs
+from sd_vae_kit.features.tiling_sentence import Piece
+from sd_vae_kit.settings import Spec
+from sd_vae_kit.ui import gradio_compat
+from sd_vae_kit.webui.job_settings import job_from
+
+SIZES = ("width", "height")
+HIRES = ("hr-checkbox", "hr_scale", "hr_resize_x", "hr_resize_y")  # of txt2img: the decode is of the enlarged picture
+NAMES = [spec.name for spec in tiling_specs()]
+
+
+@dataclass
+class TilingPanel:
+    """The accordion's widgets, and the web UI's own that say how large the picture will be.
+
+    Attributes:
+        tab: "txt2img" or "img2img".
+        sentence: What will happen.
+        controls: In the order of `tiling_specs`.
+        refresh: The button that is pressed when the VAE may have changed.
+        sizes: The web UI's widgets by the end of their DOM id, once they were found.
+    """
+
+    tab: str
+    host: WebuiHost
+    sentence: Any
+    controls: list[Any]
+    refresh: Any
+    sizes: dict[str, Any] = field(default_factory=dict)
+
+    def connect(self, seen: Mapping[str, Any]) -> None:
+        """Follow the web UI's widgets, once those that are needed are there; repeated calls do nothing.
+
+        Args:
+            seen: Widgets by DOM id; complete ones only, as an event cannot be attached to one that is being built.
+        """
+        if self.sizes or any(f"{self.tab}_{name}" not in seen for name in SIZES):
+            return
+        ids = {name: f"{self.tab}_{name}" for name in (*SIZES, *HIRES)}
+        self.sizes = {name: seen[elem_id] for name, elem_id in ids.items() if elem_id in seen}
+        inputs = [*self.sizes.values(), *self.controls]
+        for widget, event in [*((widget, "change") for widget in inputs), (self.refresh, "click")]:
+            gradio_compat.listen(widget, event, self.said, inputs, [self.sentence])
+
+    def said(self, *values: object) -> str:
+        """The sentence for what the widgets hold."""
+        given = dict(zip([*self.sizes, *NAMES], values, strict=True))
+        try:
+            size = final_size(given)
+            job = job_from([{name: given[name] for name in NAMES}])
+        except (SettingError, TypeError, ValueError):  # a field is empty while somebody types
+            return ""
+        return html_of(self.host.calls.forecast(size, job))
+
+
+def build(tab: str, host: WebuiHost, refresh: Any) -> TilingPanel:
+    """Lay out the accordion of one tab."""
+    with gr.Accordion("Tiled VAE", open=False, elem_id=f"vae_kit_{tab}_tiled_vae", elem_classes=["vae-kit"]):
+        sentence = gr.HTML("", elem_id=f"vae_kit_{tab}_forecast", elem_classes=["vae-kit"])
+        *plain, advanced = tiling_specs()
+        controls = [control(tab, spec) for spec in plain]
+        with gr.Accordion("Advanced", open=False, elem_id=f"vae_kit_{tab}_tiling_advanced"):
+            controls.append(control(tab, advanced))
+    return TilingPanel(tab, host, sentence, controls, refresh)
+
+
+def control(tab: str, spec: Spec) -> Any:
+    """The widget for one setting of a job."""
+    common: dict[str, Any] = {
+        "value": spec.default,
+        "label": labelled(spec),
+        "info": spec.help,
+        "elem_id": f"vae_kit_{tab}_{spec.name}",
+    }
+    if spec.control == "choice":
+        return gr.Radio(list(spec.choices), **common)
+    return gr.Number(precision=0, **common)
+
+
+def labelled(spec: Spec) -> str:
+    """The label with its unit."""
+    return f"{spec.label} ({spec.unit})" if spec.unit else spec.label
+
+
+def final_size(given: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) of the picture that is decoded, after hires fix if that is on."""
+    width, height = int(given["width"]), int(given["height"])
+    if not given.get("hr-checkbox"):
+        return height, width
+    x, y = int(given.get("hr_resize_x") or 0), int(given.get("hr_resize_y") or 0)
+    if x and y:
+        return y, x
+    scale = x / width if x else y / height if y else float(given.get("hr_scale") or 1)
+    return round(height * scale), round(width * scale)
+
+
+def html_of(pieces: tuple[Piece, ...]) -> str:
+    """Every run of words in an element of its own, so that the web UI can translate it."""
+    parts = [f"<span>{escape(p.text)}</span>" if p.is_words else f"<b>{escape(p.text)}</b>" for p in pieces]
+    return f'<p class="vae-kit-forecast">{" ".join(parts)}</p>'
