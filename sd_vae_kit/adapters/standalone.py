@@ -18,9 +18,10 @@ from sd_vae_kit.adapters.demo_model import FAMILY, NAME, DemoModel, read_photogr
 from sd_vae_kit.adapters.standalone_jobs import OnProgress, Outcome, VaeInUse
 from sd_vae_kit.core.preview import Previewer
 from sd_vae_kit.core.vae import Vae, load_vae, make_vae
-from sd_vae_kit.errors import OptionError, VaeNotFoundError
+from sd_vae_kit.errors import OptionError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.features.job import AS_SET, Img2Img, Txt2Img
 from sd_vae_kit.features.preview import Previews
+from sd_vae_kit.features.rules import Run
 from sd_vae_kit.features.tiny_vaes import Half, TinyVaes
 from sd_vae_kit.host import Checkpoint, Level
 from sd_vae_kit.library import Entry, Library
@@ -96,6 +97,8 @@ class StandaloneHost:
         describe_live: Name of the live VAE and a function for its sha256; set by the app, which knows the live file.
         tiny: Installed TAESDs; set by the app, which knows the files.
         other_half: The encoder beside a live TAESD decoder, or the reverse; set by the app.
+        choose_for: Makes the VAE live that the rules choose for a pass; set by the app.
+        preview_vae: The VAE that a rule names for previews, None without such a rule; set by the app.
     """
 
     folders: Folders
@@ -103,7 +106,9 @@ class StandaloneHost:
     forced_vae: Path | None = None
     describe_live: Callable[[], tuple[str, Callable[[], str]]] = field(init=False)
     tiny: TinyVaes | None = field(default=None, init=False)
-    other_half: Callable[[], Vae | None] = field(default=lambda: None, init=False)
+    other_half: Callable[[], Vae | None] = field(init=False)
+    choose_for: Callable[[Run], object] = field(init=False)
+    preview_vae: Callable[[], Vae | None] = field(init=False)
 
     def __post_init__(self) -> None:
         own = self.folders.demo / OWN_VAE
@@ -119,6 +124,8 @@ class StandaloneHost:
             self.folders.data / "cache",
         )
         self.describe_live = lambda: (own.name, lambda: "")
+        self.other_half = self.preview_vae = lambda: None
+        self.choose_for = lambda run: None
         self._gate = CallGate()
         self._choosing = threading.RLock()
         self._working = threading.Lock()
@@ -176,21 +183,25 @@ class StandaloneHost:
         return self._choosing
 
     @contextmanager
-    def live_vae(self, half: Half, wanted: str = AS_SET) -> Iterator[VaeInUse]:
+    def live_vae(self, half: Half, wanted: str = AS_SET, run: Run | None = None) -> Iterator[VaeInUse]:
         """What serves `half` of the live VAE, kept from being exchanged.
 
         Args:
             half: What it is needed for.
             wanted: The job's choice among `VAE_TYPES`; TAESD takes the installed one of the family.
+            run: The pass that begins, for which the rules may choose another VAE; None leaves the live one.
 
         Raises:
-            VaeNotFoundError: No TAESD is installed that could.
+            VaeNotFoundError: No TAESD is installed that could, or a rule names a file that is not there.
+            VaeKitError: The VAE that a rule names cannot be used.
         """
         settings = self.settings.vae
         chosen = {"encoder": settings.encode_method, "decoder": settings.decode_method}[half]
         method = chosen if wanted == AS_SET else wanted
         with ExitStack() as held:
             with self._choosing:
+                if run is not None:
+                    self.choose_for(run)
                 held.enter_context(self._gate.calling())
                 name, sha256 = self.describe_live()
                 vae = as_vae(self._first_stage, name)
@@ -244,7 +255,7 @@ class StandaloneHost:
         side = self.preview_settings.max_side
         if method != TAESD:
             return Previewer(FAMILY, method, side)
-        decode = self.tiny_vae("decoder").decode
+        decode = (self.preview_vae() or self.tiny_vae("decoder")).decode
         return Previewer(FAMILY, method, side, lambda latent: decode(latent) * 0.5 + 0.5)
 
     def txt2img(self, job: Txt2Img, on_progress: OnProgress = lambda progress: None) -> Outcome:
@@ -254,8 +265,17 @@ class StandaloneHost:
             try:
                 return standalone_jobs.run(job, self, on_progress)
             finally:
+                self._end_passes()
                 if self.tiny is not None:
                     self.tiny.release()
+
+    def _end_passes(self) -> None:
+        """An interrupted job may have ended in a pass with a VAE of its own."""
+        try:
+            with self._choosing:
+                self.choose_for("picture")
+        except VaeKitError as error:
+            self.notify(str(error), "warning")
 
     def img2img(self, job: Img2Img, on_progress: OnProgress = lambda progress: None) -> Outcome:
         """Make pictures from a picture; denoising 0 only sends it through the VAE and back."""

@@ -19,6 +19,7 @@ from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import Interrupted
 from sd_vae_kit.features.job import AS_SET, RESIZE_MODES, SEED_LIMIT, Img2Img, Txt2Img
 from sd_vae_kit.features.preview import Previews
+from sd_vae_kit.features.rules import Run
 from sd_vae_kit.features.tiny_vaes import Half
 from sd_vae_kit.pictures import Pixels
 from sd_vae_kit.settings import FULL, PreviewSettings
@@ -68,8 +69,8 @@ class Engine(Protocol):
     def previews(self, wanted: str, show: Callable[[Pixels], object]) -> AbstractContextManager[Previews[Pixels]]:
         """What one job offers its latents to."""
 
-    def live_vae(self, half: Half, wanted: str = AS_SET) -> AbstractContextManager[VaeInUse]:
-        """What serves a half of the live VAE; nothing is exchanged while the context is open."""
+    def live_vae(self, half: Half, wanted: str = AS_SET, run: Run | None = None) -> AbstractContextManager[VaeInUse]:
+        """What serves a half of the live VAE in a pass; nothing is exchanged while the context is open."""
 
     def is_interrupted(self) -> bool:
         """Whether the user wants the job to end."""
@@ -173,7 +174,7 @@ def _encode(job: Img2Img, engine: Engine, on_progress: OnProgress) -> Tensor:
     assert job.picture is not None  # job.check() has seen to it
     stretch = job.resize_mode != RESIZE_MODES[0]
     pixels = fitted(pictures.open_picture(job.picture).pixels, (job.height, job.width), stretch=stretch)
-    with engine.live_vae("encoder", job.vae_encoder) as live, torch.inference_mode():
+    with engine.live_vae("encoder", job.vae_encoder, "img2img encode") as live, torch.inference_mode():
         latent = live.vae.encode(pictures.to_image(pixels))
     _go_on(engine)
     return latent.float().cpu()
@@ -182,7 +183,7 @@ def _encode(job: Img2Img, engine: Engine, on_progress: OnProgress) -> Tensor:
 def _decode(job: Txt2Img, seeds: Sequence[int], latents: Tensor, engine: Engine, on_progress: OnProgress) -> list[Made]:
     """Pictures one after the other, all with the same VAE; an interrupt leaves at least the first."""
     pixels: list[Pixels] = []
-    with engine.live_vae("decoder", job.vae_decoder) as live, torch.inference_mode():
+    with engine.live_vae("decoder", job.vae_decoder, "picture") as live, torch.inference_mode():
         for i, latent in enumerate(latents):
             if pixels and engine.is_interrupted():
                 break

@@ -14,13 +14,13 @@ from sd_vae_kit.app.job_runner import JobRunner
 from sd_vae_kit.catalogue import Catalogue, catalogue, with_own_entries
 from sd_vae_kit.catalogue_service import CatalogueService
 from sd_vae_kit.core.vae import Vae
-from sd_vae_kit.errors import OptionError, PictureError, VaeKitError
+from sd_vae_kit.errors import OptionError, PictureError, VaeKitError, VaeMismatchError
 from sd_vae_kit.features import history
 from sd_vae_kit.features.guard_family import FamilyGuard
 from sd_vae_kit.features.history import History
 from sd_vae_kit.features.job import Snapshot, Txt2Img, fit_size
-from sd_vae_kit.features.rules import FILE_NAME, RulesFile
-from sd_vae_kit.features.swap import Swapper
+from sd_vae_kit.features.rules import FILE_NAME, RulesFile, Run
+from sd_vae_kit.features.swap import Swapper, refuse_other_channels
 from sd_vae_kit.features.tiny_vaes import TinyVaes, other_half
 from sd_vae_kit.library import Entry, Library
 from sd_vae_kit.settings import AUTOMATIC, NONE, SettingsStore, Value, spec_of, to_values
@@ -55,7 +55,7 @@ class StandaloneProgram:
             guard,
             rules,
             used,
-            folder=lambda known: host.folders.own_vaes,
+            folder=lambda vae: host.folders.own_tiny_vaes if vae.kind == "tiny" else host.folders.own_vaes,
             cards=(host.folders.own_checkpoints, *host.folders.checkpoints),
             active=lambda: self._live_entry().name,
             apply=self._choose,
@@ -65,6 +65,9 @@ class StandaloneProgram:
         host.describe_live = self._describe_live
         host.tiny = TinyVaes([library], guard, lambda: store.settings.guard)
         host.other_half = self._other_half
+        host.choose_for = self._choose_for
+        host.preview_vae = self._preview_vae
+        self._preview: tuple[Entry, Vae] | None = None
         for warning in store.warnings:
             host.notify(warning, "warning")
 
@@ -210,6 +213,31 @@ class StandaloneProgram:
         with self._host.choosing():
             for warning in self._swapper.choose().warnings:
                 self._host.notify(warning, "warning")
+
+    def _choose_for(self, run: Run) -> None:
+        """The rules' choice for a pass; what is said of it is said when it is chosen, not once a job."""
+        before = self._swapper.active.decision.entry
+        active = self._swapper.choose(run=run)
+        if active.decision.entry != before:
+            for warning in active.warnings:
+                self._host.notify(warning, "warning")
+
+    def _preview_vae(self) -> Vae | None:
+        """What decodes previews where a rule says so.
+
+        Raises:
+            VaeKitError: It is not there, cannot be read, or does not fit the loaded model.
+        """
+        decision = self._swapper.resolve(run="preview")
+        if decision.rule != "rule":
+            return None
+        entry = decision.entry or self._library.entry_at(self._host.folders.demo / OWN_VAE)
+        if self._preview is None or self._preview[0] != entry:
+            refuse_other_channels(entry.name, entry.z_channels, self._host.checkpoint)
+            if entry.part == "encoder":
+                raise VaeMismatchError(f"{decision.reason} It has no decoder; name a VAE that has one for previews.")
+            self._preview = entry, load_half(self._library, entry)
+        return self._preview[1]
 
     def _live_entry(self) -> Entry:
         """The file whose weights are live: the chosen one, or the demo checkpoint's own."""
