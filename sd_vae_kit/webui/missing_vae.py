@@ -8,6 +8,7 @@ from html import escape
 from sd_vae_kit.adapters.webui_host import WebuiHost
 from sd_vae_kit.settings import AUTOMATIC, NONE
 from sd_vae_kit.webui.vae_page import service_of
+from sd_vae_kit.webui.wording import marked
 
 NAMES = ("VAE", "SD VAE")
 HASHES = ("VAE hash", "SD VAE hash")
@@ -46,5 +47,5 @@ def message(host: WebuiHost, parameters: Mapping[str, str]) -> str:
     said = other if named is not None else "<span>of that text is not here.</span>"
     host.page_notice(f"{name or 'The VAE'} of that text is not here. {line}".strip())  # the panel may be closed
     link = f' <a href="#" data-vae-kit-entry="{escape(entry)}">Install it</a>' if entry else ""
-    hint = f" <span>{escape(line)}</span>" if line else ""
+    hint = f" {marked(line)}" if line else ""
     return f'<p class="vae-kit-warning">{asked} {said}{hint}{link}</p>'

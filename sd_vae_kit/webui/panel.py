@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -12,11 +11,12 @@ import gradio as gr
 
 from sd_vae_kit.adapters.webui_host import VaeStatus, WebuiHost
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.settings import AUTOMATIC, NONE, Spec, Value
+from sd_vae_kit.settings import NONE, Spec, Value
 from sd_vae_kit.ui import gradio_compat
 from sd_vae_kit.webui import missing_vae, tiling_panel
 from sd_vae_kit.webui.job_settings import checked, job_specs
 from sd_vae_kit.webui.tiling_panel import TilingPanel
+from sd_vae_kit.webui.wording import marked
 
 HASH_DIGITS = 10
 
@@ -94,10 +94,10 @@ def paster(spec: Spec) -> Callable[[dict[str, str]], Value]:
 
 def sentence(host: WebuiHost) -> str:
     """The live sentence as HTML."""
-    return sentence_of(host.status())
+    return sentence_of(host.status(), [entry.name for entry in host.library.entries])
 
 
-def sentence_of(status: VaeStatus) -> str:
+def sentence_of(status: VaeStatus, files: Iterable[str] = ()) -> str:
     """Name, facts and reason, each in an element of its own, so that the host can translate what is language."""
     if not status.checkpoint:
         return f'<p class="vae-kit-active" data-vae-kit-waiting="1"><span>{escape(status.reason)}</span></p>'
@@ -105,19 +105,10 @@ def sentence_of(status: VaeStatus) -> str:
     facts = [f"<span>{escape(fact)}</span>" for fact in (status.family, status.precision) if fact]
     if status.sha256:
         facts.append(f'<span>hash</span> <code title="{status.sha256}">{status.sha256[:HASH_DIGITS]}</code>')
-    warnings = "".join(f'<p class="vae-kit-warning">{escape(text)}</p>' for text in status.warnings)
+    names = {*files, status.name, status.checkpoint}
+    warnings = "".join(f'<p class="vae-kit-warning">{marked(text, names)}</p>' for text in status.warnings)
     return (
         f'<p class="vae-kit-active"><span>Active VAE</span> <b>{escape(name)}</b> '
         f"<span class='vae-kit-facts'>{' · '.join(facts)}</span> "
-        f"<span class='vae-kit-reason'>{reason_html(status)}</span></p>{warnings}"
+        f"<span class='vae-kit-reason'>{marked(status.reason, names)}</span></p>{warnings}"
     )
-
-
-def reason_html(status: VaeStatus) -> str:
-    """The reason with the names of files set apart from the words."""
-    names = [re.escape(name) for name in (status.name, status.checkpoint) if name and name not in (NONE, AUTOMATIC)]
-    if not names:
-        return f"<span>{escape(status.reason)}</span>"
-    parts = re.split(f"({'|'.join(names)})", status.reason)
-    marked = [f"<b>{escape(part)}</b>" if i % 2 else f"<span>{escape(part)}</span>" for i, part in enumerate(parts)]
-    return "".join(part for part in marked if part != "<span></span>")
