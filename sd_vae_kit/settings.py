@@ -22,6 +22,7 @@ Value = bool | int | float | str
 Control = Literal["checkbox", "slider", "number", "choice", "text", "vae"]
 
 AUTOMATIC = "Automatic"
+AS_SET = "As in Settings"  # of a job: the choice is left to the settings
 NONE = "None"
 FULL, TAESD = "Full", "TAESD"
 

@@ -27,6 +27,7 @@ from sd_vae_kit.settings import NONE, SettingsStore
 DEMO = ROOT / "sd_vae_kit" / "demo"
 VIVID = "demo_vivid.safetensors"
 SIDE = 128
+BY_SETTINGS = {"tiling": "As in Settings", "tiling_memory_mb": 0, "tiling_parts": "As in Settings"}
 JOB = Txt2Img(prompt="cat", steps=8, seed=5, width=SIDE, height=SIDE)
 
 
@@ -413,7 +414,7 @@ def test_paste_restores_what_a_picture_says(program):
     program.choose_vae(NONE)
     pasted = program.paste(program.infotext_of(made.pictures[0].path))
     wanted = {"prompt": "cat", "negative_prompt": "a, b: c", "steps": 8, "seed": 5, "width": SIDE, "height": SIDE}
-    assert pasted.values == {**wanted, "vae_decoder": "Full", "vae_encoder": "Full"}
+    assert pasted.values == {**wanted, "vae_decoder": "Full", "vae_encoder": "Full", **BY_SETTINGS}
     assert program.top_bar().active == VIVID
 
 
@@ -435,7 +436,7 @@ def test_paste_of_a_vae_that_is_not_here_says_so_and_keeps_the_one_in_use(progra
 def test_paste_leaves_out_what_cannot_be(program):
     pasted = program.paste("cat\nSteps: many, Seed: 7, Size: 9000x64, Model: another")
     types = {"vae_decoder": "Full", "vae_encoder": "Full"}
-    assert pasted.values == {"prompt": "cat", "negative_prompt": "", "seed": 7, **types}
+    assert pasted.values == {"prompt": "cat", "negative_prompt": "", "seed": 7, **types, **BY_SETTINGS}
     assert [note.split(" ")[0] for note in pasted.notes] == ["Steps", "Size", "That"]
 
 

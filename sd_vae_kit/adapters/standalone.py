@@ -14,14 +14,19 @@ from torch import Tensor, nn
 
 from sd_vae_kit.adapters import standalone_jobs
 from sd_vae_kit.adapters.call_gate import CallGate
-from sd_vae_kit.adapters.demo_model import FAMILY, NAME, DemoModel, read_photographs
+from sd_vae_kit.adapters.demo_model import FAMILY, NAME, DemoModel, fitted, read_photographs
 from sd_vae_kit.adapters.standalone_jobs import OnProgress, Outcome, VaeInUse
+from sd_vae_kit.adapters.standalone_tiling import OnBand, tiled, tiling_fields
 from sd_vae_kit.core.preview import Previewer
 from sd_vae_kit.core.vae import Vae, load_vae, make_vae
 from sd_vae_kit.errors import OptionError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.features.job import AS_SET, Img2Img, Txt2Img
 from sd_vae_kit.features.preview import Previews
 from sd_vae_kit.features.rules import Run
+from sd_vae_kit.features.tiling import Part, RunReport, VaeRunner
+from sd_vae_kit.features.tiling_forecast import forecast
+from sd_vae_kit.features.tiling_job import JobTiling
+from sd_vae_kit.features.tiling_sentence import Piece
 from sd_vae_kit.features.tiny_vaes import Half, TinyVaes
 from sd_vae_kit.host import Checkpoint, Level
 from sd_vae_kit.library import Entry, Library
@@ -131,6 +136,8 @@ class StandaloneHost:
         self._working = threading.Lock()
         self._interrupt = threading.Event()
         self._notices: list[Notice] = []
+        self.runner = VaeRunner()
+        self._reports: dict[Part, RunReport] = {}  # of the running job
         self._preview_seconds = 0.0  # what the last preview of the last job took
 
     # -- what features may ask -----------------------------------------------------------------------------------------
@@ -258,10 +265,37 @@ class StandaloneHost:
         decode = (self.preview_vae() or self.tiny_vae("decoder")).decode
         return Previewer(FAMILY, method, side, lambda latent: decode(latent) * 0.5 + 0.5)
 
+    # -- how the VAE is run --------------------------------------------------------------------------------------------
+
+    def run_by(self, tiling: JobTiling, vae: Vae, on_band: OnBand) -> Vae:
+        """The same VAE, run by a plan that fits into memory; one that is not understood, by its own forward."""
+        return tiled(vae, self.runner, tiling.over(self.settings.tiling), self._reports, on_band, self.notify)
+
+    def sketch(self, latent: Tensor, size: tuple[int, int]) -> Pixels:
+        """What an interrupted decode gives: the preview of that latent, in the picture's size."""
+        pixels = self.previewer(TAESD)(latent)
+        if pixels is None:  # that one failed, and has said why
+            pixels = self.previewer("linear")(latent)
+        assert pixels is not None
+        return fitted(pixels.numpy(), size, stretch=True)
+
+    def tiling_fields(self, job: Txt2Img) -> dict[str, str]:
+        """For the infotext: what the job chose, and how its picture was made where that was in bands."""
+        return tiling_fields(job.job_tiling, self._reports)
+
+    def forecast(self, size: tuple[int, int], tiling: JobTiling) -> tuple[Piece, ...]:
+        """What will happen when a picture of (height, width) is decoded."""
+        module = self._first_stage
+        if not hasattr(module, "decoder"):
+            other = self.other_half()
+            module = other.module if other is not None else module
+        return forecast(module, size, torch.float32, device(), tiling.over(self.settings.tiling))
+
     def txt2img(self, job: Txt2Img, on_progress: OnProgress = lambda progress: None) -> Outcome:
         """Make pictures from a prompt; one job at a time, the next waits."""
         with self._working:
             self._interrupt.clear()
+            self._reports.clear()
             try:
                 return standalone_jobs.run(job, self, on_progress)
             finally:

@@ -20,6 +20,7 @@ from sd_vae_kit.errors import Interrupted
 from sd_vae_kit.features.job import AS_SET, RESIZE_MODES, SEED_LIMIT, Img2Img, Txt2Img
 from sd_vae_kit.features.preview import Previews
 from sd_vae_kit.features.rules import Run
+from sd_vae_kit.features.tiling_job import JobTiling
 from sd_vae_kit.features.tiny_vaes import Half
 from sd_vae_kit.pictures import Pixels
 from sd_vae_kit.settings import FULL, PreviewSettings
@@ -71,6 +72,20 @@ class Engine(Protocol):
 
     def live_vae(self, half: Half, wanted: str = AS_SET, run: Run | None = None) -> AbstractContextManager[VaeInUse]:
         """What serves a half of the live VAE in a pass; nothing is exchanged while the context is open."""
+
+    def run_by(self, tiling: JobTiling, vae: Vae, on_band: Callable[[float], bool]) -> Vae:
+        """The same VAE, run by a plan that fits into memory.
+
+        Args:
+            tiling: What the job chose.
+            on_band: Called with the share that is done; False stops the work.
+        """
+
+    def sketch(self, latent: Tensor, size: tuple[int, int]) -> Pixels:
+        """What a preview shows of a latent (1, C, h, w), as uint8 (height, width, 3)."""
+
+    def tiling_fields(self, job: Txt2Img) -> dict[str, str]:
+        """For the infotext: what the job chose about tiling, and how its picture was made."""
 
     def is_interrupted(self) -> bool:
         """Whether the user wants the job to end."""
@@ -174,23 +189,41 @@ def _encode(job: Img2Img, engine: Engine, on_progress: OnProgress) -> Tensor:
     assert job.picture is not None  # job.check() has seen to it
     stretch = job.resize_mode != RESIZE_MODES[0]
     pixels = fitted(pictures.open_picture(job.picture).pixels, (job.height, job.width), stretch=stretch)
+
+    def on_band(share: float) -> bool:
+        on_progress(Progress("encoding", int(100 * share), 100))
+        return not engine.is_interrupted()
+
     with engine.live_vae("encoder", job.vae_encoder, "img2img encode") as live, torch.inference_mode():
-        latent = live.vae.encode(pictures.to_image(pixels))
+        latent = engine.run_by(job.job_tiling, live.vae, on_band).encode(pictures.to_image(pixels))
     _go_on(engine)
     return latent.float().cpu()
 
 
 def _decode(job: Txt2Img, seeds: Sequence[int], latents: Tensor, engine: Engine, on_progress: OnProgress) -> list[Made]:
-    """Pictures one after the other, all with the same VAE; an interrupt leaves at least the first."""
+    """Pictures one after the other, all with the same VAE.
+
+    An interrupt while sampling leaves the first, decoded to its end; one while decoding leaves that as the preview.
+    """
     pixels: list[Pixels] = []
+    was_interrupted = engine.is_interrupted()
+
+    def on_band(share: float) -> bool:
+        on_progress(Progress("decoding", int(100 * (len(pixels) + share) / len(latents)), 100))
+        return was_interrupted or not engine.is_interrupted()
+
+    on_progress(Progress("decoding", 0, 100))
     with engine.live_vae("decoder", job.vae_decoder, "picture") as live, torch.inference_mode():
-        for i, latent in enumerate(latents):
+        vae = engine.run_by(job.job_tiling, live.vae, on_band)
+        for latent in latents:
             if pixels and engine.is_interrupted():
                 break
-            on_progress(Progress("decoding", i, len(latents)))
-            pixels.append(pictures.to_pixels(live.vae.decode(latent[None]))[0])
-    on_progress(Progress("decoding", len(latents), len(latents)))
-    fields = {**vae_fields(live), **type_fields(job, engine, live.method)}
+            try:
+                pixels.append(pictures.to_pixels(vae.decode(latent[None]))[0])
+            except Interrupted:
+                pixels.append(engine.sketch(latent[None], (job.height, job.width)))
+    on_progress(Progress("decoding", 100, 100))
+    fields = {**vae_fields(live), **type_fields(job, engine, live.method), **engine.tiling_fields(job)}
     return [Made(p, _infotext(job, seed, fields), seed) for p, seed in zip(pixels, seeds, strict=False)]
 
 

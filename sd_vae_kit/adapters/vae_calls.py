@@ -22,14 +22,14 @@ from sd_vae_kit.adapters.patch import Patches
 from sd_vae_kit.core.plan import OnStep
 from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError
 from sd_vae_kit.features.old_tiled_vae import TileSizes
-from sd_vae_kit.features.tiling import INFOTEXT_KEY, Part, RunReport, VaeRunner
+from sd_vae_kit.features.tiling import INFOTEXT_KEYS, Part, RunReport, VaeRunner
+from sd_vae_kit.features.tiling_forecast import forecast
 from sd_vae_kit.features.tiling_job import JobTiling
-from sd_vae_kit.features.tiling_sentence import Piece, forecast, stepped_aside
+from sd_vae_kit.features.tiling_sentence import Piece, stepped_aside
 from sd_vae_kit.host import Level
 from sd_vae_kit.settings import Settings, TilingSettings
 
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
-INFOTEXT_KEYS = {"encoder": f"{INFOTEXT_KEY} of encode", "decoder": INFOTEXT_KEY}
 
 
 class CallsHost(ABC):
@@ -315,8 +315,8 @@ class VaeCalls:
         report, job = self.runner.mine, self._job
         if report is None:
             return
-        if report.failures:
-            self.owner.notify(f"{report.failures[-1]}; {report.plan} was used, the picture is the same.", "warning")
+        if report.rescue:
+            self.owner.notify(report.rescue, "warning")
         if job is None:
             return
         job.reports[part] = report

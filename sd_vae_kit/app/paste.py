@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sd_vae_kit.errors import OptionError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.features import job as jobs
 from sd_vae_kit.features.job import Img2Img
+from sd_vae_kit.features.tiling_job import tiling_specs
 from sd_vae_kit.infotext import Infotext
 from sd_vae_kit.library import Entry, Library
 from sd_vae_kit.settings import AUTOMATIC, FULL, NONE
@@ -35,6 +36,7 @@ class WantedVae:
 def values_of(info: Infotext) -> tuple[dict[str, object], list[str]]:
     """Values for the form by field name, and notes on those that cannot be taken."""
     values: dict[str, object] = {"prompt": info.prompt, "negative_prompt": info.negative_prompt}
+    values |= {spec.name: spec.default for spec in tiling_specs() if info.fields and spec.infotext not in info.fields}
     # as in the web UIs, a picture that says nothing was made by the VAE itself
     values |= {name: FULL for key, name in VAE_TYPES.items() if info.fields and key not in info.fields}
     notes = []
@@ -76,6 +78,9 @@ def find_vae(info: Infotext, library: Library) -> WantedVae | None:
 
 
 def _numbers(key: str, text: str) -> dict[str, object]:
+    chosen = {spec.infotext: spec for spec in tiling_specs()}
+    if key in chosen:
+        return {chosen[key].name: int(text) if isinstance(chosen[key].default, int) else text}
     if key == "Size":
         match = SIZE.fullmatch(text.strip())
         if match is None:

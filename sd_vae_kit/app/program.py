@@ -21,6 +21,8 @@ from sd_vae_kit.features.history import History
 from sd_vae_kit.features.job import Snapshot, Txt2Img, fit_size
 from sd_vae_kit.features.rules import FILE_NAME, RulesFile, Run
 from sd_vae_kit.features.swap import Swapper, refuse_other_channels
+from sd_vae_kit.features.tiling_job import JobTiling
+from sd_vae_kit.features.tiling_sentence import Piece
 from sd_vae_kit.features.tiny_vaes import TinyVaes, other_half
 from sd_vae_kit.library import Entry, Library
 from sd_vae_kit.settings import AUTOMATIC, NONE, SettingsStore, Value, spec_of, to_values
@@ -138,6 +140,9 @@ class StandaloneProgram:
 
     def interrupt(self) -> None:
         self._host.interrupt()
+
+    def forecast(self, size: tuple[int, int], tiling: JobTiling) -> tuple[Piece, ...]:
+        return self._host.forecast(size, tiling)
 
     def picture_size(self, path: Path) -> tuple[int, int]:
         height, width = pictures.open_picture(path).size

@@ -134,7 +134,8 @@ def _warnings_of(done: RunReport) -> Iterator[str]:
             f"nothing fits into {done.budget_mb} MiB: the smallest plan was run ({done.plan}, about "
             f"{done.predicted_mb} MiB)"
         )
-    yield from (f"{failure}; {done.plan} was run instead" for failure in done.failures[-1:])
+    if done.rescue:
+        yield done.rescue
 
 
 @contextmanager

@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from sd_vae_kit.errors import OptionError
+from sd_vae_kit.errors import OptionError, SettingError
+from sd_vae_kit.features.tiling_job import JobTiling, tiling_specs
+from sd_vae_kit.settings import AS_SET as AS_SET
 from sd_vae_kit.settings import FULL, TAESD
 
 SIDE_MIN, SIDE_MAX, SIDE_STEP = 64, 2048, 8
@@ -15,7 +17,6 @@ STEPS_MAX, BATCH_MAX, CFG_MAX = 150, 8, 30.0
 SEED_LIMIT = 2**32
 RESIZE_MODES = ("Crop and resize", "Just resize")
 RANDOM_SEED = -1
-AS_SET = "As in Settings"
 VAE_TYPES = (AS_SET, FULL, TAESD)
 PREVIEWS = (AS_SET, TAESD, "linear", "off")
 
@@ -35,6 +36,7 @@ class Txt2Img:
         batch_size: Pictures made at once.
         vae_decoder: What makes the picture, one of `VAE_TYPES`.
         preview: What is shown while sampling, one of `PREVIEWS`.
+        tiling, tiling_memory_mb, tiling_parts: As in `JobTiling`.
     """
 
     prompt: str = ""
@@ -47,6 +49,14 @@ class Txt2Img:
     batch_size: int = 1
     vae_decoder: str = AS_SET
     preview: str = AS_SET
+    tiling: str = AS_SET
+    tiling_memory_mb: int = 0
+    tiling_parts: str = AS_SET
+
+    @property
+    def job_tiling(self) -> JobTiling:
+        """How the VAE is to be run."""
+        return JobTiling(self.tiling, self.tiling_memory_mb, self.tiling_parts)
 
     def check(self) -> None:
         """Raise `OptionError` unless every number can be honoured."""
@@ -61,6 +71,11 @@ class Txt2Img:
         _within("seed", self.seed, RANDOM_SEED, SEED_LIMIT - 1)
         _among("VAE type for decode", self.vae_decoder, VAE_TYPES)
         _among("live preview", self.preview, PREVIEWS)
+        try:
+            for spec in tiling_specs():
+                spec.check(getattr(self, spec.name))
+        except SettingError as error:
+            raise OptionError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ MakeRoom = Callable[[int], bool]
 
 MB = 2**20
 SMALLEST_BAND = 4096  # bytes
-INFOTEXT_KEY = "VAE Kit tiling"  # written only where a picture was streamed
+# written only where a picture was streamed
+INFOTEXT_KEYS: dict[Part, str] = {"decoder": "VAE Kit tiling", "encoder": "VAE Kit tiling of encode"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,15 @@ class RunReport:
     def infotext(self) -> str:
         """The value for a picture's parameters: what was run, "stream-lean in 12 bands"."""
         return f"{self.plan} in {self.bands} bands"
+
+    @property
+    def rescue(self) -> str:
+        """One sentence on how memory ran out on the way; empty if it did not."""
+        if not self.failures:
+            return ""
+        more = len(self.failures) - 1
+        others = f", and so did {more} smaller plan{'s' if more > 1 else ''}" if more else ""
+        return f"{self.failures[0]}{others}; {self.plan} was used instead, the result is the same."
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""

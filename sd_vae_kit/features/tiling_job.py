@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from sd_vae_kit.settings import AS_SET as AS_SET
 from sd_vae_kit.settings import BUDGET_MAX_MB, TILING_MODES, Spec, TilingSettings, setting
 
-AS_SET, OFF = "As in Settings", "Off"
+OFF = "Off"
 PARTS = {"Encode and decode": (True, True), "Encode only": (True, False), "Decode only": (False, True)}
 
 
@@ -48,6 +49,11 @@ class JobTiling:
             infotext="VAE tiling parts",
         ),
     )
+
+    def infotext(self) -> dict[str, str]:
+        """What differs from the defaults, under its infotext key."""
+        values = ((spec, getattr(self, spec.name)) for spec in tiling_specs())
+        return {spec.infotext: str(value) for spec, value in values if value != spec.default}
 
     def over(self, tiling: TilingSettings) -> TilingSettings:
         """The settings with this job's choices in their place."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from sd_vae_kit.core.memory import PlanReport
-from sd_vae_kit.errors import StepAsideError
-from sd_vae_kit.features.tiling import planned, program_of
 from sd_vae_kit.settings import TilingSettings
+
+if TYPE_CHECKING:  # pages are built without torch
+    from sd_vae_kit.core.memory import PlanReport
 
 
 @dataclass(frozen=True)
@@ -22,27 +19,8 @@ class Piece:
     is_words: bool = True
 
 
-def forecast(
-    network: nn.Module, size: tuple[int, int], dtype: torch.dtype, device: torch.device, tiling: TilingSettings
-) -> tuple[Piece, ...]:
-    """What will happen when a picture of `size` (height, width) is decoded.
-
-    Args:
-        network: A VAE or its decoder.
-        dtype, device: What it will compute in and where.
-    """
-    try:
-        program = program_of(network, "decoder")
-        cell = program.shapes((16, 16))[-1][1] // 16
-        cells = (1, program.channels_in, max(1, ceil(size[0] / cell)), max(1, ceil(size[1] / cell)))
-        _, report = planned(program, cells, dtype, device, tiling)
-    except StepAsideError as error:
-        return stepped_aside(str(error))
-    return sentence(size, report, tiling)
-
-
 def sentence(size: tuple[int, int], report: PlanReport, tiling: TilingSettings) -> tuple[Piece, ...]:
-    """`forecast` of what was planned."""
+    """What will happen when a picture of `size` (height, width) is decoded as planned."""
     height, width = size
     what_there_is = [Piece("free memory is not known:")]
     if tiling.memory_mb and _is_on(tiling):

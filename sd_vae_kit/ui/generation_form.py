@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import gradio as gr
 
 from sd_vae_kit.features import job as jobs
 from sd_vae_kit.features.job import Img2Img, Txt2Img
+from sd_vae_kit.features.tiling_job import tiling_specs
+from sd_vae_kit.settings import Spec
 from sd_vae_kit.ui import gradio_compat
 from sd_vae_kit.ui.element_ids import element_id
 
@@ -23,6 +26,7 @@ class Form:
     kind: type[Txt2Img]
     widgets: dict[str, gr.components.Component] = field(default_factory=dict)
     reuse_seed: gr.Button | None = None
+    forecast: gr.HTML | None = None
 
     @property
     def inputs(self) -> list[object]:
@@ -72,6 +76,7 @@ def build_controls(form: Form) -> None:
         _slider(form, "denoising_strength", 0, 1, 0.01, defaults.denoising_strength)
     _build_seed(form, defaults.seed)
     _build_choices(form)
+    _build_tiling(form)
     size = [form.widgets["width"], form.widgets["height"]]
     gradio_compat.listen(swap, "click", None, size, size, js="(width, height) => [height, width]")
 
@@ -98,6 +103,26 @@ def _build_choices(form: Form) -> None:
             form.widgets[name] = gr.Dropdown(
                 list(values), value=jobs.AS_SET, label=label, elem_id=element_id(form.tab, name), min_width=120
             )
+
+
+def _build_tiling(form: Form) -> None:
+    """How much memory the VAE may take, and a sentence on what will happen to a picture of the chosen size."""
+    *plain, advanced = tiling_specs()
+    with gr.Accordion("Tiled VAE", open=False, elem_id=element_id(form.tab, "tiled_vae")):
+        form.forecast = gradio_compat.html("", element_id(form.tab, "forecast"), often_empty=True)
+        for spec in plain:
+            _choice(form, spec)
+        with gr.Accordion("Advanced", open=False, elem_id=element_id(form.tab, "tiling_advanced")):
+            _choice(form, advanced)
+
+
+def _choice(form: Form, spec: Spec) -> None:
+    """The widget for one of `tiling_specs`."""
+    common: dict[str, Any] = {"value": spec.default, "info": spec.help, "elem_id": element_id(form.tab, spec.name)}
+    if spec.control == "choice":
+        form.widgets[spec.name] = gr.Radio(list(spec.choices), label=spec.label, **common)
+    else:
+        form.widgets[spec.name] = gr.Number(label=f"{spec.label} ({spec.unit})", precision=0, minimum=0, **common)
 
 
 def _build_seed(form: Form, default: int) -> None:

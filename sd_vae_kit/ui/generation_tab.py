@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.features import job as jobs
 from sd_vae_kit.features.job import Img2Img, Snapshot, Txt2Img
+from sd_vae_kit.features.tiling_job import tiling_specs
 from sd_vae_kit.ui import element_ids, gradio_compat, markup, top_bar
 from sd_vae_kit.ui.catalogue_program import CatalogueProgram
 from sd_vae_kit.ui.element_ids import element_id
@@ -145,6 +148,24 @@ def _connect(program: Program, bar: TopBarView, parts: GenerationTab) -> None:
     gradio_compat.listen(form.reuse_seed, "click", last_seed, [results.chosen], [form.widgets["seed"]])
     if "picture" in form.widgets:
         _take_size_from_picture(program, bar, form)
+    _say_what_will_happen(program, bar, form)
+
+
+def _say_what_will_happen(program: Program, bar: TopBarView, form: Form) -> None:
+    """The sentence under "Tiled VAE", whenever something it depends on has changed."""
+    names = ("width", "height", *(spec.name for spec in tiling_specs()))
+
+    def say(*values: object) -> str:
+        given = dict(zip(names, values, strict=True))
+        try:
+            job = jobs.make_job(Txt2Img, given)
+            return markup.forecast_line(program.forecast((job.height, job.width), job.job_tiling))
+        except VaeKitError:  # a field is empty or out of its limits while somebody types
+            return ""
+
+    inputs = [form.widgets[name] for name in names]
+    for widget in (*inputs, bar.active):
+        gradio_compat.listen(widget, "change", say, inputs, [form.forecast], latest=True)
 
 
 def _take_size_from_picture(program: Program, bar: TopBarView, form: Form) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from html import escape
 
 from sd_vae_kit.features.job import Snapshot
+from sd_vae_kit.features.tiling_sentence import Piece
 from sd_vae_kit.ui.program import Message, TopBar, VaeFacts, VaeRow
 
 
@@ -23,6 +24,12 @@ def status_lines(messages: Iterable[Message]) -> str:
     """One line per message, coloured by its level; nothing at all if there is none."""
     lines = [f'<div class="vk-{escape(m.level)}" role="status">{escape(m.text)}</div>' for m in messages]
     return f'<div class="vk-status vk-shown">{"".join(lines)}</div>' if lines else ""
+
+
+def forecast_line(pieces: Iterable[Piece]) -> str:
+    """The sentence on what will happen, its numbers set apart."""
+    text = " ".join(escape(piece.text) if piece.is_words else f"<b>{escape(piece.text)}</b>" for piece in pieces)
+    return f'<div class="vk-forecast">{text}</div>'
 
 
 def live_view(snapshot: Snapshot) -> str:

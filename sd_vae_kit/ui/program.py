@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from sd_vae_kit.features.job import Snapshot, Txt2Img
+from sd_vae_kit.features.tiling_job import JobTiling
+from sd_vae_kit.features.tiling_sentence import Piece
 from sd_vae_kit.settings import Value
 
 
@@ -113,6 +115,9 @@ class Program(Protocol):
 
     def last_job(self, tab: str) -> Txt2Img | None:
         """What was asked for last in that tab."""
+
+    def forecast(self, size: tuple[int, int], tiling: JobTiling) -> tuple[Piece, ...]:
+        """What will happen when a picture of (height, width) is decoded, in words."""
 
     def picture_size(self, path: Path) -> tuple[int, int]:
         """(height, width) of a picture file as it will be read."""

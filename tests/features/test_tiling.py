@@ -13,8 +13,9 @@ from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError
 from sd_vae_kit.features.old_tiled_vae import DEFAULTS, TileSizes, tile_sizes
 from sd_vae_kit.features.tiling import VaeRunner, planned, program_of
+from sd_vae_kit.features.tiling_forecast import forecast
 from sd_vae_kit.features.tiling_job import AS_SET, JobTiling
-from sd_vae_kit.features.tiling_sentence import forecast, plain
+from sd_vae_kit.features.tiling_sentence import plain
 from sd_vae_kit.settings import TILING_MODES, TilingSettings
 
 CPU, FP32 = torch.device("cpu"), torch.float32

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sd_vae_kit.errors import OptionError, VaeNotFoundError
 from sd_vae_kit.features.job import Finished, Snapshot, Txt2Img
+from sd_vae_kit.features.tiling_sentence import Piece
 from sd_vae_kit.settings import Settings, Value, to_values, with_values
 from sd_vae_kit.ui.program import Message, Pasted, TopBar, VaeFacts, VaeRow
 
@@ -51,6 +52,9 @@ class FakeProgram:
 
     def last_job(self, tab: str) -> Txt2Img | None:
         return self.jobs.get(tab)
+
+    def forecast(self, size, tiling):
+        return Piece(f"{size[1]}x{size[0]}", False), Piece("will run"), Piece(f"<{tiling.tiling}>", False)
 
     def picture_size(self, path: Path) -> tuple[int, int]:
         return 64, 128

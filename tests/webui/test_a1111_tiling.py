@@ -199,7 +199,7 @@ def test_where_memory_runs_out_the_picture_comes_all_the_same(webui):
     assert done["failures"]
     assert done["plan"].startswith("stream")
     assert "whole ran out of memory" in webui.log[webui.checked :]
-    assert "the picture is the same" in webui.log[webui.checked :]
+    assert "the result is the same" in webui.log[webui.checked :]
 
 
 def test_a_decode_that_is_interrupted_gives_the_preview(webui):

@@ -1,0 +1,68 @@
+"""The stand-alone app's VAEs, run by plans that fit into memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from sd_vae_kit.core.vae import Vae
+from sd_vae_kit.errors import StepAsideError
+from sd_vae_kit.features.tiling import INFOTEXT_KEYS, Part, RunReport, VaeRunner
+from sd_vae_kit.features.tiling_job import JobTiling
+from sd_vae_kit.host import Level
+from sd_vae_kit.settings import TilingSettings
+
+OnBand = Callable[[float], bool]
+
+
+class Notify(Protocol):
+    """Shows one line to the user."""
+
+    def __call__(self, message: str, level: Level = "info") -> None: ...
+
+
+def tiled(
+    vae: Vae, runner: VaeRunner, tiling: TilingSettings, reports: dict[Part, RunReport], on_band: OnBand, notify: Notify
+) -> Vae:
+    """A copy of `vae` whose halves are run by `runner`.
+
+    Args:
+        reports: Filled with what was done.
+        on_band: Called with the share that is done, when it has grown by a hundredth; False stops the work.
+        notify: Told what went wrong on the way.
+    """
+    done_before = [-1]
+
+    def on_step(done: int, total: int) -> bool:
+        percent = 100 * done // max(1, total)
+        if percent == done_before[0]:
+            return True
+        done_before[0] = percent
+        return on_band(done / max(1, total))
+
+    def network(half: Part, x: Tensor) -> Tensor:
+        module = vae.module
+        try:
+            result = runner.run(module, half, x, dtype=x.dtype, device=x.device, tiling=tiling, on_step=on_step)
+        except StepAsideError as error:
+            notify(f"{vae.label} is run whole by its own forward: {error}", "warning")
+            return module.encode(x) if half == "encoder" else module.decode(x)
+        report = runner.mine
+        if report is not None:
+            reports[half] = report
+            if report.rescue:
+                notify(report.rescue, "warning")
+        return result
+
+    run = copy.copy(vae)
+    run.network = network
+    return run
+
+
+def tiling_fields(job: JobTiling, reports: dict[Part, RunReport]) -> dict[str, str]:
+    """What a job chose, and how its picture was made where that was in bands."""
+    done = {INFOTEXT_KEYS[part]: report.infotext for part, report in reports.items() if report.is_streamed}
+    return {**job.infotext(), **done}
