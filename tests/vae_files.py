@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
+from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig, ResnetBlock
 from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
 
 
@@ -61,3 +61,31 @@ def write(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None 
 def picture(height: int = 32, width: int = 48, seed: int = 0) -> Tensor:
     """(1, 3, height, width) in [-1, 1]."""
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def scale(module: nn.Module, exponent: int, *, weight: bool = True) -> None:
+    """Multiply a layer's bias, and its weight, by 2**exponent, in half-precision numbers."""
+    with torch.no_grad():
+        for parameter in [module.bias, *([module.weight] if weight else [])]:
+            parameter.copy_((parameter * 2.0**exponent).half().float())
+
+
+def blocks(network: nn.Module) -> list[ResnetBlock]:
+    return [module for module in network.modules() if isinstance(module, ResnetBlock)]
+
+
+def amplify_stream(vae: nn.Module, part: str, exponent: int) -> None:
+    """Write the residual stream 2**exponent times larger; every norm that reads it cancels that."""
+    network = getattr(vae, part)
+    scale(network.conv_in, exponent)
+    for block in blocks(network):
+        scale(block.conv2, exponent)
+        block.norm1.eps *= 4.0**exponent
+        if hasattr(block, "nin_shortcut"):
+            scale(block.nin_shortcut, exponent, weight=False)
+    scale(network.mid.attn_1.proj_out, exponent)
+    network.mid.attn_1.norm.eps *= 4.0**exponent
+    for name, module in network.named_modules():
+        if name.endswith(("upsample.conv", "downsample.conv")):
+            scale(module, exponent, weight=False)
+    network.norm_out.eps *= 4.0**exponent

@@ -79,6 +79,10 @@ def _add_convert(add: AddParser) -> None:
     parser.add_argument("output", metavar="OUT", help="a .safetensors file; not IN itself")
     parser.add_argument("--layout", choices=("ldm", "diffusers"), help="names of the tensors; default: as in IN")
     parser.add_argument("--dtype", choices=DTYPES[1:], help="default: as in IN")
+    parser.add_argument(
+        "--fp16-safe", action="store_true",
+        help="write fp16 weights that no program overflows with: powers of two folded in, proven on photographs",
+    )  # fmt: skip
     _add_common(parser)
 
 

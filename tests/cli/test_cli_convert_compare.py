@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from cli_files import CommandLine, write_kl, write_picture, write_tiny
+from cli_files import CommandLine, kl_module, write_kl, write_picture, write_tiny
 from diffusers import AutoencoderKL as DiffusersKL
 from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from vae_files import amplify_stream, write
 
-from sd_vae_kit.cli import contact_sheet
+from sd_vae_kit.cli import contact_sheet, convert_vae
 from sd_vae_kit.cli.contact_sheet import GAIN, RoundTrip, difference, draw_sheet
+from sd_vae_kit.core.vae import load_vae
 
 
 @pytest.fixture
@@ -54,6 +56,41 @@ def test_a_conversion_says_what_it_did(cli, tmp_path):
     result = cli("convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert result.code == 0
     assert "b.safetensors: ldm, fp32, " in result.out
+
+
+def test_a_file_made_safe_for_fp16_decodes_in_plain_half_precision(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert_vae, "SAMPLE_SIDE", 64)
+    vae = kl_module()
+    amplify_stream(vae, "decoder", 15)
+    write(tmp_path / "big.safetensors", vae.state_dict(), {"family": "sd1"})
+    options = ("--fp16-safe", "--layout", "diffusers", "--json")
+    data = cli("convert", tmp_path / "big.safetensors", tmp_path / "safe.safetensors", *options).data
+    assert (data["layout"], data["dtype"]) == ("diffusers", "fp16")
+    assert data["folded"]["decoder.conv_in"] > 0
+    assert data["largest_value"] < 65504 / 4
+    assert data["fp16_error"] < 0.01
+    before, after = load_vae(tmp_path / "big.safetensors"), load_vae(tmp_path / "safe.safetensors")
+    z = torch.randn(1, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = before.module.decode(z)
+        assert after.module.decoder.conv_in.weight.dtype == torch.float16
+        assert_close(after.module.float().decode(z), expected, atol=0.02, rtol=0)
+    said = cli("convert", tmp_path / "safe.safetensors", tmp_path / "again.safetensors", "--fp16-safe").out
+    assert "it was safe already, no weight was changed; on 7 photographs the largest value inside is " in said
+    both = cli("convert", tmp_path / "safe.safetensors", tmp_path / "c.safetensors", "--fp16-safe", "--dtype", "bf16")
+    assert both.error == "--fp16-safe writes fp16; leave out --dtype bf16."
+
+
+def test_what_cannot_be_made_safe_is_not_written(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert_vae, "SAMPLE_SIDE", 64)
+    vae = kl_module()
+    with torch.no_grad():
+        vae.decoder.norm_out.weight.mul_(2.0**15)
+        vae.decoder.conv_out.weight.mul_(2.0**-15)
+    write(tmp_path / "big.safetensors", vae.state_dict(), {"family": "sd1"})
+    refused = cli("convert", tmp_path / "big.safetensors", tmp_path / "safe.safetensors", "--fp16-safe").error
+    assert "big.safetensors cannot be made safe for fp16: decoder.norm_out gives values up to " in refused
+    assert not (tmp_path / "safe.safetensors").exists()
 
 
 def test_the_sheet_shows_every_vae_and_the_numbers_are_right(cli, tmp_path):

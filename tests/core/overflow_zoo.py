@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from vae_files import amplify_stream, scale
 from vae_zoo import picture, small_vae
 
-from sd_vae_kit.core.autoencoder import NetConfig, ResnetBlock
+from sd_vae_kit.core.autoencoder import NetConfig
 from sd_vae_kit.core.precision import run_guarded
 from sd_vae_kit.core.program import decoder_program, encoder_program
 from sd_vae_kit.core.streaming import Plan, RunStats, run_streamed
@@ -75,17 +76,6 @@ def base_vae(seed: int = 0, config: NetConfig = CONFIG) -> nn.Module:
     return vae.half().float()
 
 
-def scale(module: nn.Module, exponent: int, *, weight: bool = True) -> None:
-    """Multiply a layer's bias, and its weight, by 2**exponent, in half-precision numbers."""
-    with torch.no_grad():
-        for parameter in [module.bias, *([module.weight] if weight else [])]:
-            parameter.copy_((parameter * 2.0**exponent).half().float())
-
-
-def blocks(network: nn.Module) -> list[ResnetBlock]:
-    return [module for module in network.modules() if isinstance(module, ResnetBlock)]
-
-
 class Rows:
     """A guard that notes the largest number in each row of each step's value."""
 
@@ -106,23 +96,6 @@ def levels(vae: nn.Module, part: str, x: Tensor) -> dict[str, Tensor]:
     guard = Rows()
     run_streamed(program, x, Plan("stream", CPU, torch.float32), guard=guard)
     return {name: torch.tensor([rows[i] for i in sorted(rows)]) for name, rows in guard.seen.items()}
-
-
-def amplify_stream(vae: nn.Module, part: str, exponent: int) -> None:
-    """Write the residual stream 2**exponent times larger; every norm that reads it cancels that."""
-    network = getattr(vae, part)
-    scale(network.conv_in, exponent)
-    for block in blocks(network):
-        scale(block.conv2, exponent)
-        block.norm1.eps *= 4.0**exponent
-        if hasattr(block, "nin_shortcut"):
-            scale(block.nin_shortcut, exponent, weight=False)
-    scale(network.mid.attn_1.proj_out, exponent)
-    network.mid.attn_1.norm.eps *= 4.0**exponent
-    for name, module in network.named_modules():
-        if name.endswith(("upsample.conv", "downsample.conv")):
-            scale(module, exponent, weight=False)
-    network.norm_out.eps *= 4.0**exponent
 
 
 def room(largest: float) -> int:

@@ -13,7 +13,6 @@ from overflow_zoo import (
     HALF_MAX,
     WHERE,
     Case,
-    amplify_stream,
     base_vae,
     case,
     check,
@@ -24,11 +23,11 @@ from overflow_zoo import (
     rms,
     room,
     rows_above,
-    scale,
     spiked,
 )
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from vae_files import amplify_stream, scale
 from vae_zoo import CastingConv, picture, recast, set_padding_mode
 
 from sd_vae_kit.core.needs_file import NeedsFile
