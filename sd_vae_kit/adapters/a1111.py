@@ -34,6 +34,8 @@ from modules import (
 from torch import Tensor, nn
 
 from sd_vae_kit.adapters.a1111_calls import CallsInA1111
+from sd_vae_kit.adapters.host_previews import HostPreviews
+from sd_vae_kit.adapters.host_taesd import HostTaesd
 from sd_vae_kit.adapters.model_facts import holds_no_vae, is_blank, latent_format_of
 from sd_vae_kit.adapters.webui_host import Storage, collected
 from sd_vae_kit.catalogue import KnownVae, with_own_entries
@@ -101,6 +103,12 @@ class A1111Host(CallsInA1111):
         self.guard = FamilyGuard(library, data_folder() / "families.json", self.known)
         self.rules = RulesFile(data_folder() / FILE_NAME)
         self.history = History(data_folder() / history.FILE_NAME)
+        self.taesd: HostTaesd | None = None
+        self.previews: HostPreviews | None = None
+        if find_spec("modules.sd_vae_taesd") is not None:
+            folder = Path(paths.models_path) / "VAE-taesd"
+            self.taesd = HostTaesd(self, folder, data_folder() / "taesd.json")
+            self.previews = HostPreviews(self, self.taesd)
         self._decided = Decision(None, "own", "The checkpoint's own VAE.")
         self._refused: dict[int, Key] = {}  # id of a model -> the VAE that could not be used when it was loaded
         self._fresh = False  # a checkpoint's weights were just put into the model, its own VAE is live
@@ -127,6 +135,9 @@ class A1111Host(CallsInA1111):
             "get_loaded_vae_hash": self._get_loaded_vae_hash,
         }.items():
             self._replace(sd_vae, name, method)
+        if self.previews is not None and self.taesd is not None:
+            self.taesd.install(self._replace)
+            self.previews.install(self._replace)
         self._replace(options.Options, "set", self._set_option)
         self._replace(processing, "process_images_inner", self._process_images_inner)
         for model in self.models():
@@ -462,6 +473,14 @@ class A1111Host(CallsInA1111):
         """The job's own VAE ends with the job, also with one that fails; a job inside a job gives back the outer's."""
         with self.job(), self.calls.job(p):
             return original(p, *args, **kwargs)
+
+    def begin_types(self, p: Any) -> None:
+        if self.taesd is not None:
+            self.taesd.begin(p)
+
+    def settle_types(self, p: Any) -> None:
+        if self.taesd is not None:
+            self.taesd.settle(p)
 
     def names_in_infotext(self) -> tuple[str | None, str | None]:
         return sd_vae.get_loaded_vae_name(), sd_vae.get_loaded_vae_hash()

@@ -77,6 +77,9 @@ class ForgeHost(CallsInForge, A1111Host):
         }.items():
             if hasattr(sd_vae, name):
                 self._replace(sd_vae, name, method)
+        if self.previews is not None and self.taesd is not None:
+            self.taesd.install(self._replace)
+            self.previews.install(self._replace)
         self._replace(options.Options, "set", self._set_option)
         self._replace(sysinfo, "set_config", self._set_config_by_api)
         self._replace(processing, "set_config", self._set_config)

@@ -34,6 +34,16 @@ class Repairs:
         "Automatic takes only a VAE of exactly the checkpoint's name",
         "Off: any VAE whose name begins like the checkpoint's, so that model1.5 takes model1.5.2.vae.pt.",
     )
+    taesd: bool = _switch(
+        "Use installed TAESD files, checked and of the right family",
+        "Where one is missing the VAE itself is used and a line says so. Off: the web UI's own way, which downloads "
+        "unverified files in the middle of a job and fails without a network.",
+    )
+    previews: bool = _switch(
+        "Make live previews beside the sampling",
+        "From a copy of the latent, one at a time, within a time limit; no failure of a preview stops a job. "
+        "Off: the web UI's own way.",
+    )
     override_leak: bool = _switch(
         "Undo a request's override_settings completely",
         "An option that was never saved is put back after the request, too, instead of staying changed for everybody.",

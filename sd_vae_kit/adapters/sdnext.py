@@ -44,7 +44,7 @@ class SdNextHost(WebuiHost):
     name = "SD.Next"
     core_options = ("sd_vae",)
     sees_passes = False  # its scripts have no hook before sampling
-    faultless = frozenset({"hashes", "names", "exact_stem", "override_leak"})
+    faultless = frozenset({"hashes", "names", "exact_stem", "override_leak", "taesd", "previews"})
 
     def __init__(self, library: Library) -> None:
         super().__init__(library)

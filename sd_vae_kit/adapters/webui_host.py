@@ -172,6 +172,16 @@ class WebuiHost(CallsHost):
         """GET routes of A1111's API that this program lacks, by path."""
         return {}
 
+    def begin_types(self, p: Any) -> None:
+        """Before a job: see to the program's options "VAE type for encode" and "VAE type for decode".
+
+        Raises:
+            VaeKitError: An option's value means nothing.
+        """
+
+    def settle_types(self, p: Any) -> None:
+        """After a batch was decoded, before its infotext is written."""
+
     def model_loaded(self, model: object) -> None:
         """The program has loaded a checkpoint or changed a model: new objects need the patches, too."""
         self.install()

@@ -137,7 +137,7 @@ def _unique(entries: Iterable[Entry]) -> list[Entry]:
 
 def _may_serve(entry: Entry, family: str, half: Half) -> bool:
     is_usable = entry.kind == "tiny" and entry.state == "ok" and entry.part in (half, "both")
-    return is_usable and family in split_family(entry.family)
+    return is_usable and family in split_family(entry.family) and entry.path.is_file()  # not removed since the listing
 
 
 def _is_named(entry: Entry, family: str) -> bool:

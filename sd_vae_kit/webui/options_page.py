@@ -15,7 +15,8 @@ from sd_vae_kit.settings import Spec, specs
 SECTION = ("vae_kit", "VAE Kit")
 CATEGORY = "sd"  # among "Stable Diffusion", where the host's own VAE page is
 # Sections that the host has options of its own for: VAE and its cache, live previews, saving of pictures.
-OWNED_BY_HOST = ("vae", "preview", "saving")
+OWNED_BY_HOST = ("vae", "saving")
+OWNED_SETTINGS = ("vae_kit_preview_method", "vae_kit_preview_every_steps")  # its "Live preview method" and period
 FIRST_START_DONE = "vae_kit_first_start_done"
 CACHED_VAES = 2
 
@@ -23,13 +24,16 @@ CACHED_VAES = 2
 def page_specs() -> Iterator[Spec]:
     """Every setting that has an effect here and that the host does not have itself."""
     yield from repair_specs()
-    yield from (spec for spec in specs() if spec.section not in OWNED_BY_HOST)
+    ours = (spec for spec in specs() if spec.section not in OWNED_BY_HOST)
+    yield from (spec for spec in ours if spec.key not in OWNED_SETTINGS)
 
 
 def add(host: WebuiHost) -> None:
     """Add all options; safe to call again on Reload UI."""
     for spec in page_specs():
-        if spec.section != "repairs" or spec.name not in host.faultless:
+        is_useless = spec.section == "repairs" and spec.name in host.faultless
+        is_useless |= spec.section == "preview" and "previews" in host.faultless
+        if not is_useless:
             shared.opts.add_option(spec.key, option_info(spec, host))
     host.keep_leaks(host.core_options)
     if not shared.opts.data.get(FIRST_START_DONE):

@@ -63,6 +63,13 @@ class VaeKitScript(scripts.Script):
         choice = self._begin(p, values, "img2img encode" if getattr(self, "is_img2img", False) else "picture")
         if choice is not None:
             p.extra_generation_params.update(choice.infotext())
+            self._begin_types(p)
+
+    def postprocess_batch(self, p: Any, *values: object, **_: object) -> None:
+        """After decoding, before the infotext is written."""
+        host = running()
+        if host is not None:
+            host.settle_types(p)
 
     def before_process_batch(self, p: Any, *values: object, **_: object) -> None:
         self._begin(p, values, "picture")
@@ -74,6 +81,16 @@ class VaeKitScript(scripts.Script):
         host = running()
         if host is not None:
             host.end_job()
+
+    def _begin_types(self, p: Any) -> None:
+        host = running()
+        try:
+            if host is not None:
+                host.begin_types(p)
+        except VaeKitError as error:
+            if host is not None:
+                host.notify(str(error), "error")
+                stop(p, host.refusal(error))
 
     def _begin(self, p: Any, values: tuple[object, ...], run: Run) -> JobChoices | None:
         """Make the pass's VAE live; None where nothing was done, because it cannot be or the extension is off."""

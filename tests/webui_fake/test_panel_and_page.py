@@ -129,7 +129,7 @@ def test_before_a_checkpoint_is_loaded_the_page_asks_again(webui, host):
 
 
 def test_every_setting_is_on_the_page_or_the_hosts_own(webui):
-    from sd_vae_kit.webui.options_page import OWNED_BY_HOST, page_specs
+    from sd_vae_kit.webui.options_page import OWNED_BY_HOST, OWNED_SETTINGS, page_specs
 
     labels = webui.shared.opts.data_labels
     for spec in page_specs():
@@ -137,7 +137,7 @@ def test_every_setting_is_on_the_page_or_the_hosts_own(webui):
         assert labels[spec.key].default == spec.default
         assert spec.help.rstrip(".") in labels[spec.key].comment_after
     for spec in specs():
-        assert spec.section in OWNED_BY_HOST or spec.key in labels
+        assert spec.section in OWNED_BY_HOST or spec.key in (*OWNED_SETTINGS, *labels)
     assert labels["sd_vae"].section is None, "the host's options are not doubled"
 
 
