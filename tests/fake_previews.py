@@ -31,6 +31,8 @@ def _state_class(host: FakeA1111) -> type:
     class State:
         sampling_step = current_image_sampling_step = id_live_preview = 0
         current_latent = current_image = None
+        interrupted = skipped = False
+        textinfo = None
 
         def begin(self, job="(unknown)"):
             self.sampling_step = self.current_image_sampling_step = self.id_live_preview = 0

@@ -69,7 +69,8 @@ class HostPreviews:
     def _store_latent(self, original: Callable[[Tensor], None], decoded: Tensor) -> None:
         """Called by the sampler at every step: nothing in here may fail, last, or write to the latent."""
         if not self._host.repairs.previews:
-            return original(decoded)
+            with self._host.calls.preview():
+                return original(decoded)
         state, opts = shared.state, shared.opts
         state.current_latent = decoded
         try:
@@ -105,7 +106,8 @@ class HostPreviews:
     def _do_set_current_image(self, original: Callable[[Any], None], state: Any) -> None:
         """Called at the end of a batch, in the job's own thread."""
         if not self._host.repairs.previews:
-            return original(state)
+            with self._host.calls.preview():
+                return original(state)
         if state.current_latent is not None:
             with Previews(self._render, self._show, share=1.0, beside=False) as previews:
                 previews.offer(state.current_latent)
@@ -167,7 +169,9 @@ class HostPreviews:
         if method not in OWN_WAYS and not (method == "Approx NN" and self._taesd.approximation() is None):
             from modules import sd_samplers_common
 
-            theirs: Image.Image = sd_samplers_common.single_sample_to_image(latent[0])
+            # not in inference mode: what the program loads now would be of no use to other threads
+            with torch.no_grad(), self._host.calls.preview():
+                theirs: Image.Image = sd_samplers_common.single_sample_to_image(latent[0])
             return theirs
         pixels = self._maker(family, method, side, latent.device)(latent)
         return None if pixels is None else Image.fromarray(pixels.numpy())

@@ -7,6 +7,7 @@ here, the VAE itself does the work, and one line says so.  Written against A1111
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from modules import devices, shared
 from torch import Tensor
+from torch.nn import functional as F
 
-from sd_vae_kit.core.ladder import run_with_ladder
-from sd_vae_kit.core.latent_format import pack
-from sd_vae_kit.core.memory import choose_plan
-from sd_vae_kit.core.plan import RunStats
-from sd_vae_kit.core.program import decoder_program, encoder_program
+from sd_vae_kit.core.latent_format import FORMATS, pack
+from sd_vae_kit.core.preview import LINEAR_RGB, linear_rgb
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import SettingError, VaeKitError, VaeNotFoundError
+from sd_vae_kit.features.tiling import RunReport, VaeRunner
 from sd_vae_kit.features.tiny_vaes import Half, TinyVaes
 from sd_vae_kit.library import Folder, Library
-from sd_vae_kit.settings import FULL, TAESD
+from sd_vae_kit.settings import FULL, TAESD, TilingSettings
 
 if TYPE_CHECKING:
     from sd_vae_kit.adapters.webui_host import WebuiHost
@@ -42,14 +42,15 @@ class TinyCoder:
     """What `decoder_model()` and `encoder_model()` return: a function between latents and RGB in [0, 1].
 
     Attributes:
-        stats: What the last call did, for tests and the log.
+        report: What the last call did, None before it.
     """
 
-    def __init__(self, vaes: TinyVaes, family: str, half: Half) -> None:
+    def __init__(self, vaes: TinyVaes, family: str, half: Half, tiling: TilingSettings) -> None:
         self._vaes = vaes
         self._family = family
         self._half = half
-        self.stats = RunStats()
+        self._tiling = tiling
+        self.report: RunReport | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, z_channels, h, w) -> (B, 3, H, W) or the reverse, in x's dtype, on its device.
@@ -57,7 +58,7 @@ class TinyCoder:
         FLUX.2's latents are packed on both ways.  A picture that does not fit into memory is streamed, exactly.
 
         Raises:
-            PlanError: Memory is short even so.
+            NoMemoryError: Memory is short even so.
         """
         vae = self._vaes.load(self._family, self._half, x.device, x.dtype)
         if self._half == "encoder":
@@ -66,11 +67,10 @@ class TinyCoder:
         return self._run(vae, vae.latent_format.unpacked(x))
 
     def _run(self, vae: Vae, x: Tensor) -> Tensor:
-        program = (encoder_program if self._half == "encoder" else decoder_program)(vae.module)
-        plan, _ = choose_plan(program, x.shape, x.dtype, x.device)
-        self.stats = RunStats()
-        with torch.no_grad():
-            return run_with_ladder(program, x, plan, stats=self.stats).result
+        runner = VaeRunner()
+        result = runner.run(vae.module, self._half, x, dtype=x.dtype, device=x.device, tiling=self._tiling)
+        self.report = runner.mine
+        return result
 
 
 class HostTaesd:
@@ -110,7 +110,9 @@ class HostTaesd:
     def _network(self, half: Half) -> Callable[[Tensor], Tensor]:
         family = self.family()
         if self.has(family, half):
-            return TinyCoder(self.vaes, family, half)
+            return TinyCoder(self.vaes, family, half, self._host.settings.tiling)
+        if half == "decoder" and shared.state.interrupted:
+            return functools.partial(sketch, family)  # the user has no patience for a whole decode
         self._without.add(half)
         self._host.notify_once(f"{self.vaes.missing(family, half)} The VAE itself is used.", "warning")
         return decode_fully if half == "decoder" else encode_fully
@@ -147,6 +149,7 @@ class HostTaesd:
             SettingError: A method that is neither Full nor TAESD, which the program would take for something else.
         """
         self._without.clear()
+        self._own.refresh()
         if not self._host.repairs.taesd:
             return
         for option, _, _ in METHODS:
@@ -179,6 +182,16 @@ class HostTaesd:
         except VaeKitError as error:
             self._host.notify_once(f"{error} The linear preview is shown.", "warning")
             return None
+
+
+def sketch(family: str, latent: Tensor) -> Tensor:
+    """Colours of a latent by the linear map, as large as the picture; grey for a family without one."""
+    if family not in LINEAR_RGB:
+        rgb = latent.new_full((len(latent), 3, *latent.shape[2:]), 0.5)
+    else:
+        rgb = linear_rgb(latent, torch.tensor(LINEAR_RGB[family]))
+    scale = FORMATS[family].downscale if family in FORMATS else 8
+    return F.interpolate(rgb.float(), scale_factor=scale, mode="bilinear", align_corners=False).to(latent)
 
 
 def decode_fully(latent: Tensor) -> Tensor:

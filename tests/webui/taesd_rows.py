@@ -18,7 +18,6 @@ from PIL import Image
 HALVES = ("taesd_decoder.safetensors", "taesd_encoder.safetensors")
 TAESD_BOTH = {"sd_vae_encode_method": "TAESD", "sd_vae_decode_method": "TAESD"}
 FULL_BOTH = {"sd_vae_encode_method": "Full", "sd_vae_decode_method": "Full"}
-STEPS = 150  # the test checkpoint takes milliseconds for one
 OWN_NAMES = ("Downloading TAESD", "Downloading VAEApprox")  # what the program prints before it goes to the network
 
 
@@ -66,10 +65,10 @@ def through_and_back(webui: WebUi, image: Image.Image, **options: object) -> Mad
     return made_from(answer.body)
 
 
-def with_polls(webui: WebUi, **request: object) -> tuple[Made, list[tuple[int, bytes]]]:
+def with_polls(webui: WebUi, steps: int, **request: object) -> tuple[Made, list[tuple[int, bytes]]]:
     """A picture, and (step, preview) of every different preview that polls of /sdapi/v1/progress brought meanwhile."""
     answers: list[Answer] = []
-    body = {**SMALL, "steps": STEPS, "width": 128, "height": 128, **request}
+    body = {**SMALL, "steps": steps, "width": 128, "height": 128, **request}
     job = threading.Thread(target=lambda: answers.append(webui.call("/sdapi/v1/txt2img", body)))
     job.start()
     seen: list[tuple[int, bytes]] = []
@@ -119,35 +118,35 @@ def check_hires_infotext(webui: WebUi, **more: object) -> None:
     assert "VAE Decoder" not in parameters(webui, **hires)
 
 
-def check_previews(webui: WebUi, method: str) -> None:
+def check_previews(webui: WebUi, method: str, steps: int) -> None:
     """Pictures that change over the steps, and the result is bit-equal to one without previews."""
     webui.set(show_progress_type=method, show_progress_every_n_steps=1, vae_kit_preview_share=100)
-    made, seen = with_polls(webui)
+    made, seen = with_polls(webui, steps)
     assert len(seen) >= 3, [step for step, _ in seen]
     shapes = {pixels_of(preview).shape for _, preview in seen}
     assert len(shapes) == 1
     assert method == "Approx NN" or shapes == {(128, 128, 3)}  # the program's own network makes small pictures
-    steps = [step for step, _ in seen]
-    assert steps == sorted(steps)
+    reached = [step for step, _ in seen]
+    assert reached == sorted(reached)
     assert not np.array_equal(pixels_of(seen[0][1]), pixels_of(seen[-1][1]))
     webui.set(live_previews_enable=False)
-    plain, none = with_polls(webui)
+    plain, none = with_polls(webui, steps)
     webui.set(live_previews_enable=True)
     assert none == []
     assert plain == made
 
 
-def check_that_what_is_shown_is_what_is_decoded_at_last(webui: WebUi) -> None:
+def check_that_what_is_shown_is_what_is_decoded_at_last(webui: WebUi, steps: int) -> None:
     """The preview is of the denoised prediction: the last one is nearly the picture that TAESD makes in the end."""
     webui.set(show_progress_type="TAESD", show_progress_every_n_steps=1, vae_kit_preview_share=100)
-    made, seen = with_polls(webui, override_settings={"sd_vae_decode_method": "TAESD"})
-    late = [preview for step, preview in seen if step >= 0.8 * STEPS]
+    made, seen = with_polls(webui, steps, override_settings={"sd_vae_decode_method": "TAESD"})
+    late = [preview for step, preview in seen if step >= 0.8 * steps]
     assert late, [step for step, _ in seen]
     # noise of the size of the latent itself would leave nothing of the picture: below 15 dB
     assert max(psnr(pixels_of(preview), made.pixels) for preview in late) > 22
 
 
-def check_missing_files(webui: WebUi, folder: Path) -> None:
+def check_missing_files(webui: WebUi, folder: Path, steps: int) -> None:
     """Sampling goes on, the linear preview is shown, the VAE itself decodes, one line says so, nobody is contacted."""
     kept = folder.with_name("kept")
     (folder / "VAE-taesd").rename(kept)
@@ -155,8 +154,8 @@ def check_missing_files(webui: WebUi, folder: Path) -> None:
     before = len(webui.log)
     try:
         webui.set(show_progress_type="TAESD", show_progress_every_n_steps=1, vae_kit_preview_share=100)
-        made, seen = with_polls(webui, override_settings={"sd_vae_decode_method": "TAESD"})
-        full, _ = with_polls(webui)
+        made, seen = with_polls(webui, steps, override_settings={"sd_vae_decode_method": "TAESD"})
+        full, _ = with_polls(webui, steps)
     finally:
         (folder / "VAE-taesd").rmdir()
         kept.rename(folder / "VAE-taesd")

@@ -6,6 +6,8 @@ from installation import FORGE, WebUi, start
 
 pytestmark = pytest.mark.webui
 
+STEPS = 20  # long enough for some polls
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, weights_dir):
@@ -38,15 +40,15 @@ def test_hires_fix_names_taesd(webui):
 
 @pytest.mark.parametrize("method", ["TAESD", "Approx cheap", "Approx NN"])
 def test_previews_change_over_the_steps_and_do_not_change_the_picture(webui, method):
-    rows.check_previews(webui, method)
+    rows.check_previews(webui, method, STEPS)
 
 
 def test_the_preview_shows_the_denoised_prediction(webui):
-    rows.check_that_what_is_shown_is_what_is_decoded_at_last(webui)
+    rows.check_that_what_is_shown_is_what_is_decoded_at_last(webui, STEPS)
 
 
 def test_without_files_nothing_stops_and_one_line_says_what_to_install(webui, models):
-    rows.check_missing_files(webui, models)
+    rows.check_missing_files(webui, models, STEPS)
 
 
 def test_a_method_that_does_not_exist_is_refused(webui):

@@ -11,10 +11,11 @@ from fake_previews import Network, add_previews, job
 from vae_files import tiny_state, write
 
 from sd_vae_kit.core.latent_format import FORMATS
-from sd_vae_kit.core.preview import Previewer
+from sd_vae_kit.core.preview import LINEAR_RGB, Previewer, linear_rgb
 from sd_vae_kit.core.taesd import TinyConfig
 from sd_vae_kit.core.vae import load_vae
 from sd_vae_kit.errors import SettingError
+from sd_vae_kit.settings import TILING_MODES
 
 
 @pytest.fixture
@@ -362,16 +363,23 @@ def test_full_writes_nothing(webui, host):
     assert p.extra_generation_params == {}
 
 
-def test_a_large_picture_is_streamed_exactly(webui, host, monkeypatch):
-    from sd_vae_kit.adapters import host_taesd
-
-    choose = host_taesd.choose_plan
-    monkeypatch.setattr(host_taesd, "choose_plan", lambda *args: choose(*args, mode="always"))
+def test_a_large_picture_is_streamed_exactly(webui):
+    options(webui, vae_kit_tiling_mode=TILING_MODES[1])
     coder = webui.sd_vae_taesd.decoder_model()
     latent = torch.randn(1, 4, 320, 96)
     rgb = coder(latent)
-    assert coder.stats.bands > 35 + 10
+    assert (coder.report.plan, coder.report.bands > 2) == ("stream", True)
     torch.testing.assert_close(rgb * 2 - 1, tiny(webui, "decoder").decode(latent), atol=1e-5, rtol=0)
+
+
+def test_an_interrupted_decode_without_files_is_a_sketch(without_files, messages):
+    """It must not begin the decode that was just interrupted anew."""
+    without_files.shared.state.interrupted = True
+    rgb = without_files.sd_vae_taesd.decoder_model()(LATENT)
+    assert rgb.shape == (1, 3, 48, 64)
+    torch.testing.assert_close(rgb[:, :, 4::8, 4::8].mean(), linear_rgb(LATENT, torch.tensor(LINEAR_RGB["sd1"])).mean(),
+                               atol=0.05, rtol=0)  # fmt: skip
+    assert messages == []
 
 
 def test_half_precision_comes_back_in_half_precision(webui):
