@@ -226,7 +226,7 @@ def test_a_preview_that_fails_stops_nothing(webui, host, monkeypatch, beside):
         polled(webui)
     assert host.previews._running.failure == "boom"
     monkeypatch.setattr(type(host), "settings", property(fail))
-    host.previews._running = None
+    host.previews._close()
     step(webui, 4, LATENT)  # not even our own setting up
 
 
