@@ -40,8 +40,9 @@ class Cost:
 @dataclass(frozen=True)
 class _BandCost:
     peak: int  # bytes while the rows are computed
-    result: int  # bytes of the rows themselves
+    result: int  # bytes of the rows themselves, freed when they were read
     macs: float
+    kept: int = 0  # bytes of rows that were computed on the way and will be read again
 
 
 class _Model:
@@ -104,9 +105,10 @@ class _Model:
         rows = event.bands[0][1] - event.bands[0][0]
         if isinstance(step, AttentionStep):
             return self._attention(step, event, rows)
-        self.memo: set[int] = set()
+        self.memo: dict[int, int] = {}
         band = self._band(event.value, rows)
-        weights = sum(self._weights(member) for member in event.members)
+        packed = [self._weights(member) for member in event.members]
+        weights = sum(packed) + max(packed)  # one at a time once more, in the layout that its kernel wants
         held = event.held * self.bytes_of(event.value, 1)
         return band.peak + weights + held, band.macs * self.shapes[event.value][1] / rows
 
@@ -125,33 +127,36 @@ class _Model:
         rows = min(rows, self.shapes[value][1])
         result = self.bytes_of(value, rows)
         source = self._source(step.source, rows if step.conv is None else self._rows_in(step.conv, step.source, rows))
-        entering, peak, macs = source.result, source.peak, source.macs
+        entering, peak, macs, kept = source.result, source.peak, source.macs, source.kept
         if step.norm is not None or step.act is not None:
             in_rows = rows if step.conv is None else self._rows_in(step.conv, step.source, rows)
             entering = self.bytes_of(step.source, in_rows)
-            peak = max(peak, source.result + entering)
+            peak = max(peak, kept + source.result + entering)
         if step.conv is not None:
             inside = self._convolving(step.conv, step.source, rows, entering, result)
-            peak = max(peak, inside)
+            peak = max(peak, kept + inside)
             macs += self._macs(step.conv, value, rows)
         if step.residual is not None:
             other_rows = rows if step.shortcut is None else self._rows_in(step.shortcut, step.residual, rows)
             other = self._source(step.residual, other_rows)
-            peak = max(peak, result + other.peak)
-            macs += other.macs
+            peak = max(peak, kept + result + other.peak)
+            macs, kept = macs + other.macs, kept + other.kept
             if step.shortcut is not None:
-                peak = max(peak, 2 * result + other.result)
+                peak = max(peak, kept + 2 * result + other.result)
                 macs += self._macs(step.shortcut, value, rows)
-        return _BandCost(peak, result, macs)
+            kept -= self.memo.pop(step.residual, 0)
+        return _BandCost(peak, result, macs, kept)
 
     def _source(self, value: int, rows: int) -> _BandCost:
         """Reading rows of a value: nothing if it is stored (on the device), else computing them."""
         if value == 0 or value in self.stored or value in self.memo:
             size = self.bytes_of(value, rows) if is_remote(self.plan) else 0
             return _BandCost(2 * size, 2 * size, 0.0)  # twice: the next band's rows are on their way
-        if len(self.readers[value]) > 1:
-            self.memo.add(value)
-        return self._band(value, rows)
+        band = self._band(value, rows)
+        if len(self.readers[value]) < 2:
+            return band
+        self.memo[value] = band.result
+        return _BandCost(band.peak, 0, band.macs, band.kept + band.result)
 
     def _rows_in(self, conv: Conv, source: int, rows: int) -> int:
         height = self.shapes[source][1]
@@ -168,13 +173,13 @@ class _Model:
         return entering + result
 
     def _weights(self, value: int) -> int:
-        """Weights packed for bands, and once more in the layout that the convolution kernel wants."""
+        """Weights packed for bands."""
         step = self.program.steps[value - 1]
         convs = [conv for conv in (step.conv, step.shortcut) if conv is not None] if isinstance(step, Step) else []
         total = 0
         for conv in convs:
             taps = 16 if is_subpixel(conv) else conv.kernel[0] * conv.kernel[1]
-            total += 2 * conv.channels_in * conv.channels_out * taps * self.itemsize
+            total += conv.channels_in * conv.channels_out * taps * self.itemsize
         return total
 
     def _macs(self, conv: Conv, value: int, rows: int) -> float:

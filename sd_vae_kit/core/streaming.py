@@ -218,6 +218,7 @@ class _Stream:
             y = self.convolver(conv, rows, height, top, bottom, scaling)
         if step.residual is not None:
             self._add(y, step.residual, step.shortcut, value, top, bottom)
+            self.computed.pop(step.residual, None)  # the block that needed it twice is done with it
         if step.divisor != 1.0:
             y.div_(step.divisor)
         return y if step.post is None else step.post(y)

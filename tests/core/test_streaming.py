@@ -198,7 +198,9 @@ def test_inputs_made_in_inference_mode_are_read_and_not_written():
     with torch.inference_mode():
         z = picture(4, 9, 9)
         expected = vae.decode(z)
-    y = run_streamed(program, z, plan_for(program))
+    stats = RunStats()
+    y = run_streamed(program, z, plan_for(program), stats=stats)
+    assert stats.bands > len(program.steps)
     torch.testing.assert_close(y, expected, rtol=0, atol=5e-5)
     with torch.inference_mode():
         torch.testing.assert_close(run_streamed(program, z, plan_for(program)), expected, rtol=0, atol=5e-5)
@@ -231,9 +233,13 @@ def test_two_threads_on_one_vae_get_their_own_pictures():
     alone = [run_streamed(program, z, plan_for(program)) for z in latents]
     results: dict[tuple[int, int], torch.Tensor] = {}
 
+    bands = []
+
     def work(i):
         for turn in range(4):
-            results[i, turn] = run_streamed(decoder_program(vae), latents[i], plan_for(program))
+            stats = RunStats()
+            results[i, turn] = run_streamed(decoder_program(vae), latents[i], plan_for(program), stats=stats)
+            bands.append(stats.bands)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
     for thread in threads:
@@ -241,6 +247,7 @@ def test_two_threads_on_one_vae_get_their_own_pictures():
     for thread in threads:
         thread.join()
     assert len(results) == 8
+    assert min(bands) > len(program.steps)
     for (i, _), y in results.items():
         torch.testing.assert_close(y, alone[i], rtol=0, atol=0)
 
@@ -311,6 +318,16 @@ def test_a_convolution_that_is_not_local_makes_us_step_aside():
         PlanError, match=r"decoder\.conv_in \(GlobalConv\) was changed by another extension and is not local"
     ):
         run_streamed(program, picture(4, 8, 8), plan_for(program))
+
+
+def test_weights_that_are_not_numbers_are_not_taken_for_a_patch():
+    vae = recast(small_vae(), CastingConv)
+    with torch.no_grad():
+        vae.decoder.conv_in.weight[0, 0, 0, 0] = float("nan")
+    program, stats = decoder_program(vae), RunStats()
+    y = run_streamed(program, picture(4, 8, 8), plan_for(program), stats=stats)
+    assert stats.bands > len(program.steps)
+    assert bool(torch.isnan(y).any())
 
 
 def test_the_hosts_random_numbers_are_left_alone():
