@@ -47,6 +47,15 @@ def write_with_demo_vae(folder: Path, checkpoint: Path) -> Path:
     return _write(folder / "withdemo.safetensors", state, config)
 
 
+def write_with_strange_vae(folder: Path, checkpoint: Path) -> Path:
+    """The checkpoint with a VAE that has attention where no known one has it; without weights it changes nothing."""
+    config = checkpoint.with_suffix(".yaml").read_text("utf-8")
+    places = config.index("ddconfig:")
+    config = config[:places] + config[places:].replace("attn_resolutions: []", "attn_resolutions: [64]", 1)
+    assert "attn_resolutions: [64]" in config
+    return _write(folder / "strange.safetensors", load_file(checkpoint), config)
+
+
 def _write(path: Path, state: dict[str, Tensor], config: str) -> Path:
     save_file(state, path)
     path.with_suffix(".yaml").write_text(config, "utf-8")

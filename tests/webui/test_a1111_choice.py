@@ -11,7 +11,7 @@ import pytest
 from catalogue_rows import NAME, prepare
 from fault_server import FaultServer
 from installation import A1111, start
-from odd_checkpoints import demo_without_a_word, sdxl_vae, write_bare, write_with_demo_vae
+from odd_checkpoints import demo_without_a_word, sdxl_vae, write_bare, write_with_demo_vae, write_with_strange_vae
 from safetensors.torch import save, save_file
 from vae_variants import changed, smallest_checkpoint, write_variants
 
@@ -45,6 +45,7 @@ def checkpoints(tmp_path_factory):
     smallest = smallest_checkpoint(A1111.folder())
     write_bare(folder, smallest)
     write_with_demo_vae(folder, smallest)
+    write_with_strange_vae(folder, smallest)
     for end in (".safetensors", ".yaml"):
         shutil.copy(smallest.with_suffix(end), folder / f"second{end}")
     return folder
@@ -236,6 +237,21 @@ def test_a_checkpoint_without_a_vae_is_no_grey_picture(webui, vaes):
     finally:
         (vaes / "standard.safetensors").unlink()
         webui.call("/sdapi/v1/refresh-vae", {})
+
+
+# --- VAEs nobody here knows ------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_vae_module_is_left_to_the_web_ui_with_one_line(webui):
+    own = webui.txt2img()
+    load(webui, "strange")
+    for _ in range(2):
+        assert webui.txt2img() == own, "its attention has no weights, so the picture is the same"
+    assert webui.status()["reason"] == "The web UI looks after this model's VAE itself."
+    assert webui.log.count("VAE Kit leaves the VAE of this model to the web UI") == 1
+    load(webui, "tiny.safe")
+    assert webui.txt2img(override_settings={"sd_vae": "plain.safetensors"}).parameter("VAE") == "plain.safetensors"
+    assert webui.txt2img() == own
 
 
 # --- the refiner -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from catalogue_rows import NAME, prepare
+from catalogue_rows import NAME, open_tab, pick, prepare, press, told
 from fault_server import FaultServer
 from installation import FORGE, start, wait_until
 from playwright.sync_api import expect
@@ -126,7 +126,7 @@ def test_random_weights_stay_undecided_and_that_is_said(webui):
     assert warning.startswith("a.safetensors may be a VAE for SD 1.x / 2.x or SDXL, it could not be told which;")
 
 
-@pytest.mark.parametrize(("stem", "family"), [("taesd", "SD 1.x / 2.x"), ("taesdxl", "SDXL"), ("taesd3", "SD 3")])
+@pytest.mark.parametrize(("stem", "family"), [("taesd", "SD 1.x / 2.x"), ("taesdxl", "SDXL"), ("taesd3", "SD 3 / 3.5")])
 def test_real_weights_are_told_apart_by_what_they_do(webui, browser, vaes, stem, family):
     """Verify on the tab, with hash and weights switched off."""
     found = sorted(vaes.glob(f"tried_{stem}_decoder.*"))
@@ -142,8 +142,6 @@ def test_real_weights_are_told_apart_by_what_they_do(webui, browser, vaes, stem,
 
 
 def verify(page, webui, name, family):
-    from catalogue_rows import open_tab, pick, press, told
-
     page.goto(webui.url)
     expect(page.locator("#setting_sd_vae")).to_be_visible(timeout=LOAD_MS)
     open_tab(page)
