@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sd_vae_kit.adapters.host_taesd import HostTaesd, Replace
 from sd_vae_kit.core.latent_format import FORMATS
-from sd_vae_kit.core.preview import LINEAR_RGB, Decode, Previewer
+from sd_vae_kit.core.preview import FIRST_CELLS, LINEAR_RGB, Decode, Previewer
 from sd_vae_kit.features.preview import Previews
 from sd_vae_kit.settings import TAESD, PreviewSettings
 
@@ -50,6 +50,7 @@ class HostPreviews:
         self._taesd = taesd
         self._running: Previews[Image.Image] | None = None
         self._makers: dict[tuple[str, str, int], Previewer] = {}
+        self._cells: dict[tuple[str, str, int], int] = {}  # how large the last preview of the last job was
         self._settings = PreviewSettings()
         self._expected = 0.0
         self._failed = False
@@ -144,6 +145,7 @@ class HostPreviews:
         if running is not None:
             running.close()
             self._expected = running.budget.expected
+        self._cells |= {key: maker.cells for key, maker in self._makers.items()}
         self._makers.clear()
 
     def _show(self, image: Image.Image) -> None:
@@ -173,7 +175,10 @@ class HostPreviews:
             with torch.no_grad(), self._host.calls.preview():
                 theirs: Image.Image = sd_samplers_common.single_sample_to_image(latent[0])
             return theirs
-        pixels = self._maker(family, method, side, latent.device)(latent)
+        maker, running = self._maker(family, method, side, latent.device), self._running
+        if running is not None:
+            maker.slow = running.goal
+        pixels = maker(latent)
         return None if pixels is None else Image.fromarray(pixels.numpy())
 
     def _maker(self, family: str, method: str, side: int, device: torch.device) -> Previewer:
@@ -187,6 +192,7 @@ class HostPreviews:
                 instead = "The linear preview is shown." if family in LINEAR_RGB else "There is no preview."
                 self._host.notify_once(f"{self._taesd.vaes.missing(family, 'decoder')} {instead}", "warning")
             self._makers[key] = Previewer(FORMATS[family], "TAESD" if decode else "linear", side, decode)
+            self._makers[key].begin_with(self._cells.get(key, FIRST_CELLS))
         return self._makers[key]
 
     def _decoder(self, family: str, device: torch.device) -> Decode:

@@ -17,7 +17,7 @@ from sd_vae_kit.adapters.call_gate import CallGate
 from sd_vae_kit.adapters.demo_model import FAMILY, NAME, DemoModel, fitted, read_photographs
 from sd_vae_kit.adapters.standalone_jobs import OnProgress, Outcome, VaeInUse
 from sd_vae_kit.adapters.standalone_tiling import OnBand, tiled, tiling_fields
-from sd_vae_kit.core.preview import Previewer
+from sd_vae_kit.core.preview import FIRST_CELLS, Previewer
 from sd_vae_kit.core.vae import Vae, load_vae, make_vae
 from sd_vae_kit.errors import OptionError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.features.job import AS_SET, Img2Img, Txt2Img
@@ -139,6 +139,7 @@ class StandaloneHost:
         self.runner = VaeRunner()
         self._reports: dict[Part, RunReport] = {}  # of the running job
         self._preview_seconds = 0.0  # what the last preview of the last job took
+        self._preview_cells = FIRST_CELLS
 
     # -- what features may ask -----------------------------------------------------------------------------------------
 
@@ -241,8 +242,10 @@ class StandaloneHost:
         settings = self.preview_settings
         method = settings.method if wanted == AS_SET else wanted
         previewer = self.previewer(method)
+        previewer.begin_with(self._preview_cells)
 
         def render(latent: Tensor) -> Pixels | None:
+            previewer.slow = previews.goal
             pixels = previewer(latent)
             return None if pixels is None else pixels.numpy()
 
@@ -251,7 +254,7 @@ class StandaloneHost:
             if method == "off":
                 previews.close()
             yield previews
-        self._preview_seconds = previews.budget.expected
+        self._preview_seconds, self._preview_cells = previews.budget.expected, previewer.cells
 
     def previewer(self, method: str) -> Previewer:
         """Shows latents of the loaded model.

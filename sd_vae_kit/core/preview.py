@@ -21,6 +21,8 @@ from sd_vae_kit.errors import VaeKitError
 log = logging.getLogger(__name__)
 
 FEWEST_CELLS = 16  # smaller previews show nothing
+FIRST_CELLS = 32  # before it is known how long one takes
+QUICK = 6  # a preview that takes this many times less than it may gives room for one with four times the area
 
 Decode = Callable[[Tensor], Tensor]
 """Latent (B, z_channels, h, w) -> RGB (B, 3, 8h, 8w) in about [0, 1]."""
@@ -131,7 +133,9 @@ class Previewer:
         method: "TAESD", "linear" or "off", as in the settings.
         max_side: Longest side of a preview in pixels.
         decode_tiny: The tiny decoder; without one, "TAESD" falls back to "linear".
-        slow: Seconds that one preview may take; the next ones are half as large until they are quicker.
+        slow: Seconds that one preview may take; the next ones are half as large until they are quicker, and grow again
+            where they take far less.
+        cells: Longest side of the next one, in cells of the latent.
         failure: Why the last preview failed, empty if it did not.
     """
 
@@ -141,10 +145,19 @@ class Previewer:
     decode_tiny: Decode | None = None
     slow: float = 1.0
     failure: str = field(default="", init=False)
-    _cells: int = field(default=0, init=False)
+    cells: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._cells = max(1, self.max_side // self.latent_format.downscale)
+        self.cells = self.most_cells
+
+    @property
+    def most_cells(self) -> int:
+        """What `max_side` allows."""
+        return max(1, self.max_side // self.latent_format.downscale)
+
+    def begin_with(self, cells: int) -> None:
+        """Let the next preview have that many cells, as far as `max_side` allows."""
+        self.cells = min(cells, self.most_cells)
 
     def __call__(self, latent: Tensor) -> Tensor | None:
         """The first latent of a batch as uint8 (H, W, 3); None if previews are off or this one failed.
@@ -163,14 +176,19 @@ class Previewer:
             self.failure = str(error) or type(error).__name__
             return None
         self.failure = ""
-        if time.perf_counter() - started > self.slow:
-            self._cells = max(FEWEST_CELLS, min(self._cells, max(latent.shape[-2:])) // 2)
+        self._adapt(time.perf_counter() - started, max(latent.shape[-2:]))
         return pixels
+
+    def _adapt(self, seconds: float, longest: int) -> None:
+        if seconds > self.slow:
+            self.cells = max(FEWEST_CELLS, min(self.cells, longest) // 2)
+        elif seconds * QUICK < self.slow and self.cells < longest:
+            self.begin_with(self.cells * 2)
 
     def _rgb(self, latent: Tensor) -> Tensor:
         """(1, z_channels, h, w) -> (1, 3, H, W), no side longer than `max_side`."""
         downscale = self.latent_format.downscale
-        small = shrink(self.latent_format.unpacked(latent), self._cells)
+        small = shrink(self.latent_format.unpacked(latent), self.cells)
         if self.method == "TAESD" and self.decode_tiny is not None:
             return self.decode_tiny(small)
         if self.latent_format.name not in LINEAR_RGB:

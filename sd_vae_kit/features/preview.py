@@ -21,6 +21,8 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+STEPS_PER_PREVIEW = 8  # that many steps may pass until the next one
+LEAST_GOAL, MOST_GOAL = 0.02, 1.0  # seconds
 LAST_WAIT = 5.0  # seconds that `close` waits for a picture that is being rendered
 
 Picture = TypeVar("Picture")
@@ -77,12 +79,14 @@ class Previews(Generic[Picture]):
         self.budget = Budget(share, expected)
         self.rendered = 0
         self.failure = ""
+        self.lasted = 0.0  # seconds from the beginning to `close`
         self._render: Callable[[Tensor], Picture | None] | None = render
         self._show: Callable[[Picture], object] | None = show
         self._beside = beside
         self._on_demand = on_demand
         self._changed = threading.Condition()
         self._started = time.perf_counter()
+        self._offers = 0
         self._waiting: _Copy | None = None
         self._is_asked = False
         self._is_rendering = False
@@ -110,6 +114,7 @@ class Previews(Generic[Picture]):
             if self._closed:
                 return
             self._waiting = copy
+            self._offers += 1
             if not self._beside:
                 if self._wait_seconds() > 0 or not self._is_wanted():
                     return
@@ -119,6 +124,12 @@ class Previews(Generic[Picture]):
                 self._changed.notify_all()
                 return
         self._make(copy)
+
+    @property
+    def goal(self) -> float:
+        """Seconds that one picture may take, so that some are shown at this pace of steps; renderers shrink for it."""
+        pace = (time.perf_counter() - self._started) / max(1, self._offers)
+        return min(MOST_GOAL, max(LEAST_GOAL, self.budget.share * pace * STEPS_PER_PREVIEW))
 
     def ask(self, patience: float) -> bool:
         """Have the newest latent rendered, and wait for it in the calling thread.
@@ -143,6 +154,8 @@ class Previews(Generic[Picture]):
     def close(self) -> None:
         """The job has ended: forget latents and pictures; a picture still being rendered is not shown any more."""
         with self._changed:
+            if not self._closed:
+                self.lasted = time.perf_counter() - self._started
             self._closed = True
             self._waiting = self._render = self._show = None
             self._changed.notify_all()

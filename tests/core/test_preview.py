@@ -129,6 +129,15 @@ def test_a_slow_preview_makes_the_next_ones_smaller(decode_tiny):
     assert sides == [512, 256, 128, 128]
 
 
+def test_a_quick_preview_lets_the_next_ones_grow_up_to_the_limit(decode_tiny):
+    previewer = Previewer(SD1, "TAESD", 512, decode_tiny, slow=60.0)
+    previewer.begin_with(16)
+    sides = [max(previewer(torch.randn(1, 4, 100, 20)).shape) for _ in range(4)]
+    assert sides == [128, 256, 512, 512]
+    previewer.begin_with(1000)
+    assert previewer.cells == 64
+
+
 def test_shrinking_takes_means_and_keeps_the_shape():
     latent = torch.arange(32.0).reshape(1, 1, 4, 8)
     small = shrink(latent, 4)

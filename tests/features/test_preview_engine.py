@@ -211,6 +211,17 @@ def test_asking_does_not_wait_for_a_budget_that_is_used_up():
     assert len(shown) == 1
 
 
+def test_a_renderer_is_told_how_long_it_may_take():
+    with Previews(torch.Tensor.sum, print, share=0.25) as previews:
+        previews._started -= 10.0
+        previews._offers = 20  # half a second per step
+        assert previews.goal == pytest.approx(0.25 * 0.5 * 8, rel=0.05)
+        previews._offers = 100_000
+        assert previews.goal == 0.02
+        previews._offers = 1
+        assert previews.goal == 1.0
+
+
 def test_after_the_job_nothing_of_it_is_kept_and_nothing_is_shown():
     slow, shown = Slow(), []
     previews = Previews(slow, shown.append, share=1.0)
