@@ -29,7 +29,7 @@ def status_lines(messages: Iterable[Message]) -> str:
 def forecast_line(pieces: Iterable[Piece]) -> str:
     """The sentence on what will happen, its numbers set apart."""
     text = " ".join(escape(piece.text) if piece.is_words else f"<b>{escape(piece.text)}</b>" for piece in pieces)
-    return f'<div class="vk-forecast">{text}</div>'
+    return f'<div class="vk-forecast vk-shown">{text}</div>'
 
 
 def live_view(snapshot: Snapshot) -> str:

@@ -144,12 +144,27 @@ def test_beside_other_extensions(started, tmp_path):
 
 
 def with_tiled_vae(webui, own):
-    """The old Tiled VAE replaces encoder.forward and decoder.forward of the module whose weights we exchange."""
+    """The old Tiled VAE replaces encoder.forward and decoder.forward of the module whose weights we exchange.
+
+    Ours steps aside for it and says so once, and does not take its place in the API.
+    """
+    info = webui.call("/sdapi/v1/script-info").body
+    assert sum(item["name"] == "tiled vae" for item in info) == 2, "of txt2img and img2img, and only its own"
     tiled = {"Tiled VAE": {"args": [True, 256, 48, False, True, True, False]}}
     size = {"width": 512, "height": 512}
     job = {"VAE Kit": {"args": ["plain.safetensors"]}}
     whole = webui.txt2img(**size, alwayson_scripts=job)
-    bands = webui.txt2img(**size, alwayson_scripts={**job, **tiled})
+    ours = {"VAE Kit": {"args": ["plain.safetensors", "Automatic", "Always stream"]}}
+    before = webui.status()["last_decode"]
+    bands = webui.txt2img(**size, alwayson_scripts={**ours, **tiled})
+    again = webui.txt2img(**size, alwayson_scripts={**ours, **tiled})
+    assert again == bands
+    assert webui.log.count("Another extension (tilevae.py) has taken over this model's VAE") == 1
+    assert bands.parameter("VAE Kit tiling") is None
+    assert webui.status()["last_decode"] == before
+    streamed = webui.txt2img(**size, alwayson_scripts=ours)
+    assert streamed.parameter("VAE Kit tiling").startswith("stream in ")
+    assert abs(streamed.pixels.astype(int) - whole.pixels.astype(int)).max() <= 1
     difference = abs(bands.pixels.astype(int) - whole.pixels.astype(int)).mean()
     other = abs(webui.txt2img(**size).pixels.astype(int) - whole.pixels.astype(int)).mean()
     assert difference < other / 2, "tiles are decoded with the job's VAE, too"
