@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sd_vae_kit.adapters.patch import Patches
+from sd_vae_kit.adapters.patch import MARK, Patches
 from sd_vae_kit.core.plan import OnStep
 from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError
 from sd_vae_kit.features.old_tiled_vae import TileSizes
@@ -215,7 +215,7 @@ class VaeCalls:
         network = getattr(vae, "decoder", None)
         if not isinstance(network, nn.Module):
             return (Piece("No checkpoint is loaded yet."),)
-        if "forward" in vars(network):
+        if other_forward(network) is not None:
             return stepped_aside("another extension has taken it over.")
         device, dtype = self.owner.place(network)
         return forecast(network, size, dtype, device, job.over(self.owner.settings.tiling))
@@ -255,7 +255,7 @@ class VaeCalls:
 
     def _is_ours(self, network: nn.Module, x: object, further: Sequence[object]) -> bool:
         """Whether this is a plain call that nobody else looks after."""
-        other = vars(network).get("forward")
+        other = other_forward(network)
         if other is not None:
             self.say_who_tiles(other)
             return False
@@ -272,7 +272,7 @@ class VaeCalls:
     def look_for_others(self) -> None:
         """Say it if another extension's replacement lies over ours, which is then not called at all."""
         for _, network in self._networks():
-            other = vars(network).get("forward")
+            other = other_forward(network)
             if other is not None:
                 self.say_who_tiles(other)
 
@@ -325,6 +325,23 @@ class VaeCalls:
             parameters.pop(INFOTEXT_KEYS[part], None)
             if report.is_streamed:
                 parameters[INFOTEXT_KEYS[part]] = report.infotext
+
+
+def other_forward(network: nn.Module) -> object | None:
+    """What somebody has put on this network in place of its class's forward; None where it is that itself.
+
+    Extensions that hook and unhook leave the class's forward on the instance, bound, as they found it.  Found before
+    our replacement was there, it would hide it for good, so it is taken away: it says nothing that the class does not.
+    """
+    own: object = vars(network).get("forward")
+    function, current = getattr(own, "__func__", None), type(network).forward
+    if own is None or function is current:
+        return None
+    patch = getattr(current, MARK, None)
+    if patch is not None and function is patch.original and getattr(own, "__self__", None) is network:
+        del network.forward
+        return None
+    return own
 
 
 WORDS: dict[str, Part] = {"encode": "encoder", "decode": "decoder"}

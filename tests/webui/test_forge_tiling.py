@@ -3,12 +3,15 @@
 Needs VAE_KIT_FORGE_DIR; see installation.py.
 """
 
+import base64
+import io
 import threading
 
 import memory_limit
 import numpy as np
 import pytest
 from installation import FORGE, SMALL, link_extension, made_from, picture, start, wait_until
+from PIL import Image, ImageDraw
 from vae_variants import smallest_checkpoint
 
 pytestmark = pytest.mark.webui
@@ -65,13 +68,21 @@ def img2img(**more):
     return {"init_images": [picture(192)], "denoising_strength": 0.9, **more}
 
 
+def mask():
+    image = Image.new("L", (192, 128), 0)
+    ImageDraw.Draw(image).rectangle((40, 30, 150, 100), fill=255)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
 CASES = {
     "txt2img": ("txt2img", {}),
     "img2img": ("img2img", img2img()),
     "hires, latent": ("txt2img", {**HIRES, "hr_upscaler": "Latent"}),
     "hires, pixels": ("txt2img", {**HIRES, "hr_upscaler": "Lanczos"}),
     "batch": ("txt2img", {"batch_size": 2}),
-    "inpaint": ("img2img", img2img(mask=picture(192), inpainting_fill=1)),
+    "inpaint": ("img2img", img2img(mask=mask(), inpainting_fill=1)),
     "seamless": ("txt2img", {"tiling": True}),
 }
 
@@ -85,7 +96,8 @@ def test_a_streamed_picture_is_the_hosts_own(webui, case):
         status = webui.status()
         done = [status["last_decode"], status["last_encode"]][: 1 + (kind == "img2img")]
         assert all(report["bands"] > 1 and report["plan"].startswith("stream") for report in done), done
-        assert abs(streamed - own).max() <= 1
+        difference = abs(streamed - own)
+        assert difference.max() <= 1, np.bincount(difference.ravel())
         assert len(streamed) == len(own)
 
 
@@ -123,17 +135,6 @@ def test_where_memory_runs_out_ours_goes_down_the_ladder_instead_of_tiling_inexa
     assert done["failures"]
     assert done["plan"].startswith("stream")
     assert "whole ran out of memory" in webui.log[webui.checked :]
-
-
-def test_where_no_plan_works_the_hosts_fallback_still_gives_a_picture(webui):
-    webui.call("/memory-limit?mb=0.4", {})
-    answer = webui.try_txt2img(**{**SIZE, "width": 256, "height": 256}, **AUTO)
-    webui.call("/memory-limit?mb=0", {})
-    log = webui.log[webui.checked :]
-    assert "Not enough memory for a decoder input of 32x32 with any plan" in log
-    assert "retrying with tiled VAE decoding" in log
-    webui.checked = len(webui.log)
-    assert answer.status in (200, 500), "its tiles may be too large for so small a limit, too"
 
 
 def test_requests_to_the_old_tiled_vae_are_taken(webui):

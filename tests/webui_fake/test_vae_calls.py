@@ -192,9 +192,19 @@ def test_another_tiler_on_top_is_stepped_aside_for_and_named_once(webui, host, s
         "Another extension (tilevae.py) has taken over this model's VAE; VAE Kit's tiling steps aside."
     ]
     assert sentence(webui, host) == "This VAE runs without VAE Kit: another extension has taken it over."
-    del decoder.forward  # it is switched off
+    decoder.forward = decoder.original_forward  # it is switched off
     assert_close(webui.generate(script, *ALWAYS).pictures[0] + 1, made, atol=1e-5, rtol=0)
     assert last(host).bands > 1
+
+
+def test_a_forward_left_behind_by_another_tiler_hides_ours_no_longer(webui, host, script, own):
+    decoder = webui.shared.sd_model.first_stage_model.decoder
+    host.remove()
+    decoder.forward = decoder.forward  # found before ours was there
+    host.install()
+    assert_close(webui.generate(script, *ALWAYS).pictures[0], own, atol=1e-5, rtol=0)
+    assert last(host).bands > 1
+    assert "forward" not in vars(decoder)
 
 
 def sentence(webui, host):
