@@ -53,6 +53,7 @@ class CatalogueService:
         active: Name of the live file.
         apply: Makes changed rules take effect.
         refresh: Lists files that have come.
+        tiny: Files of the TAESD family, where the program keeps them apart.
         forbidden: Why files may not be written or opened for whoever uses the page; "" if they may.
     """
 
@@ -70,10 +71,12 @@ class CatalogueService:
         active: Callable[[], str],
         apply: Callable[[], object],
         refresh: Callable[[], object],
+        tiny: Library | None = None,
         forbidden: Callable[[], str] = lambda: "",
     ) -> None:
         self._host = host
         self._library = library
+        self._libraries = (library,) if tiny is None else (library, tiny)
         self._known = known
         self._guard = guard
         self._rules = rules_file
@@ -96,7 +99,7 @@ class CatalogueService:
         return [(label, name) for label, name in gallery.family_choices() if name]
 
     def rows(self) -> list[GalleryRow]:
-        entries = self._library.entries
+        entries = self._entries()
         found = {entry.name: self._guard.remembered(entry) for entry in entries}
         rows = gallery.rows(
             entries,
@@ -110,6 +113,9 @@ class CatalogueService:
             (replace(row, used_by=("the pasted picture",)) if row.key == self._wanted else row for row in rows),
             key=lambda row: row.key != self._wanted,
         )
+
+    def _entries(self) -> list[Entry]:
+        return [entry for library in self._libraries for entry in library.entries]
 
     def _readable_rules(self) -> tuple[rules.Rule, ...]:
         try:
@@ -133,7 +139,7 @@ class CatalogueService:
 
     def install(self, key: str, accepted: bool) -> None:
         self._may_write()
-        if any(entry.name == key for entry in self._library.entries):
+        if any(entry.name == key for entry in self._entries()):
             raise OptionError(f"{key} is installed already; Verify reads it again.")
         self._installer.start(self._known.find(key), accepted=accepted)
 
@@ -178,9 +184,16 @@ class CatalogueService:
 
     def _installed(self, path: Path) -> None:
         self._refresh()
-        entry = next((entry for entry in self._library.entries if entry.path == path.absolute()), None)
-        if entry is not None and entry.sha256 is None:
-            self._library.sha256(entry)  # so that the list knows it at once
+        for library in self._libraries[1:]:
+            library.refresh()
+        self._hash(path.absolute())
+
+    def _hash(self, path: Path) -> None:
+        """Work a new file's hash out, so that the list knows it at once."""
+        for library in self._libraries:
+            for entry in library.entries:
+                if entry.path == path and entry.sha256 is None:
+                    library.sha256(entry)
 
     def missing(self, digits: str) -> tuple[str, str]:
         """The catalogue's name of the VAE with that hash, and how to get it; ("", "") if it is not known.
@@ -198,7 +211,7 @@ class CatalogueService:
     # --- files ---
 
     def verify(self, key: str) -> Iterator[InstallView]:
-        entry = self._library.get(self._file_name(key))
+        entry = self._file(key)
         size, shown, digits = max(entry.size, 1), -1.0, ""
         for done, found in gallery.read_again(entry):
             if done / size - shown >= STEP:
@@ -225,7 +238,7 @@ class CatalogueService:
 
     def reveal(self, key: str) -> Message:
         self._may_write()
-        path = self._library.get(self._file_name(key)).path
+        path = self._file(key).path
         try:
             with subprocess.Popen(gallery.reveal_command(path)):
                 pass
@@ -233,10 +246,11 @@ class CatalogueService:
             return Message(f"No file manager could be started; the file is {path}.", "warning")
         return Message(f"The file is {path}.")
 
-    def _file_name(self, key: str) -> str:
-        if not any(entry.name == key for entry in self._library.entries):
+    def _file(self, key: str) -> Entry:
+        entry = next((entry for entry in self._entries() if entry.name == key), None)
+        if entry is None:
             raise VaeNotFoundError(f"{key} is not installed; install it first.")
-        return key
+        return entry
 
     # --- rules ---
 

@@ -185,6 +185,23 @@ def test_checkpoints_that_were_used_with_a_file_are_listed(service):
     assert service.rows()[0].used_by == ("model",)
 
 
+def test_tiny_files_in_a_folder_of_their_own_are_listed_and_verified(service, tmp_path, content):
+    folder = tmp_path / "VAE-taesd"
+    folder.mkdir()
+    service._libraries = (service._library, Library([Folder(folder)], tmp_path / "tiny.json"))
+    service._installer = type(service._installer)(
+        lambda known: folder, lambda: Host.settings.download, service._installed
+    )
+    service.install("Tiny decoder", False)
+    finished(service)
+    row = next(row for row in service.rows() if row.key == "tiny_decoder.pth")
+    assert (row.is_installed, row.digits) == (True, hashlib.sha256(content).hexdigest()[:10])
+    *_, last = service.verify("tiny_decoder.pth")
+    assert "byte for byte" in last.lines[0].text
+    with pytest.raises(OptionError, match="installed already"):
+        service.install("tiny_decoder.pth", False)
+
+
 def test_reveal_names_the_path_where_no_file_manager_is(service, monkeypatch, tmp_path):
     service.install("Small", False)
     finished(service)

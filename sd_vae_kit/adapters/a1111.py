@@ -155,6 +155,9 @@ class A1111Host(CallsInA1111):
     def storage(self) -> Storage:
         return Storage(data_folder(), tuple(f.path for f in folders() if f.kind == "checkpoint"), folder_for)
 
+    def tiny_library(self) -> Library | None:
+        return self.taesd.library if self.taesd is not None else None
+
     @property
     def saved_options(self) -> tuple[dict[str, object], dict[str, Any]]:
         return shared.opts.data, shared.opts.data_labels

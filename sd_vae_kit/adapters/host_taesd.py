@@ -85,15 +85,15 @@ class HostTaesd:
     def __init__(self, host: WebuiHost, folder: Path, cache_file: Path) -> None:
         assert host.guard is not None
         self._host = host
-        self._own = Library([Folder(folder)], cache_file)
-        self.vaes = TinyVaes([self._own, host.library], host.guard, lambda: host.settings.guard)
+        self.library = Library([Folder(folder)], cache_file)
+        self.vaes = TinyVaes([self.library, host.library], host.guard, lambda: host.settings.guard)
         self._without: set[Half] = set()  # halves that the VAE itself did in the running job
 
     def install(self, replace: Replace) -> None:
         """Put the patches in place."""
         from modules import sd_vae_approx, sd_vae_taesd
 
-        self._own.refresh()
+        self.library.refresh()
         replace(sd_vae_taesd, "decoder_model", self._decoder_model)
         replace(sd_vae_taesd, "encoder_model", self._encoder_model)
         replace(sd_vae_taesd, "download_model", self._download_taesd)
@@ -120,7 +120,7 @@ class HostTaesd:
     def has(self, family: str, half: Half) -> bool:
         """Whether a file serves the half; one that was put into the folder just now is found."""
         if self.vaes.find(family, half) is None:
-            self._own.refresh()
+            self.library.refresh()
         return self.vaes.find(family, half) is not None
 
     def family(self) -> str:
@@ -149,7 +149,7 @@ class HostTaesd:
             SettingError: A method that is neither Full nor TAESD, which the program would take for something else.
         """
         self._without.clear()
-        self._own.refresh()
+        self.library.refresh()
         if not self._host.repairs.taesd:
             return
         for option, _, _ in METHODS:

@@ -168,6 +168,10 @@ class WebuiHost(CallsHost):
         """Where files go; None where the program looks after its files itself."""
         return None
 
+    def tiny_library(self) -> Library | None:
+        """Files of the TAESD family, where the program keeps them apart from VAEs."""
+        return None
+
     def own_routes(self) -> dict[str, Callable[[], object]]:
         """GET routes of A1111's API that this program lacks, by path."""
         return {}

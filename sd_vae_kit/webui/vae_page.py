@@ -57,6 +57,7 @@ def service_of(host: WebuiHost) -> CatalogueService | None:
             active=lambda: host.status().name,
             apply=lambda: apply_when_idle(host),
             refresh=host.refresh,
+            tiny=host.tiny_library(),
             forbidden=forbidden,
         )
     service: CatalogueService = host.catalogue

@@ -175,3 +175,24 @@ def test_5_a_rule_is_checked_saved_explained_and_followed(app, data):
     click(app, "save_rules")
     app.wait_for_text("vae_kit_active", f"{FILE} follows from rule 2 (family sd1).")
     app.settle()
+
+
+def test_6_a_pasted_picture_whose_vae_is_missing_installs_it_in_one_click(app, data, content):
+    (data / "vae_rules.json").unlink()
+    (data / "models" / "VAE" / FILE).unlink()
+    app.page.click("#vae_kit_sd_vae_refresh")
+    app.wait_for_text("vae_kit_active", "demo_natural")
+    app.tab("txt2img")
+    app.page.locator("#vae_kit_txt2img_paste button").first.click()
+    digits = hashlib.sha256(content).hexdigest()[:10]
+    app.type("vae_kit_txt2img_paste_text", f"a cat\nSteps: 5, Seed: 3, VAE hash: {digits}, VAE: theirs.safetensors")
+    app.page.click("#vae_kit_txt2img_paste_apply")
+    app.wait_for_text("vae_kit_status", f'it is "{NAME}"; it can be installed.')
+    install = app.page.locator("#vae_kit_txt2img_paste_install")
+    assert install.inner_text() == f'Install "{NAME}" and use it'
+    install.click()
+    app.wait_for_text("vae_kit_txt2img_paste_progress", "its hash is right")
+    app.wait_for_text("vae_kit_active", FILE)
+    app.settle()
+    assert (data / "models" / "VAE" / FILE).read_bytes() == content
+    assert not install.is_visible()
