@@ -20,14 +20,17 @@ from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from sd_vae_kit import __version__
 from sd_vae_kit.core.detect import parameter_counts
 from sd_vae_kit.core.vae import Vae, build, choose_format
-from sd_vae_kit.errors import LatentFileError, PictureError, VaeKitError, VaeNotFoundError
+from sd_vae_kit.errors import LatentFileError, PictureError, StepAsideError, VaeKitError, VaeNotFoundError
+from sd_vae_kit.features.tiling import Part, VaeRunner
 from sd_vae_kit.latent_file import NAME, LatentFile, check_latent
 from sd_vae_kit.library import Entry, Library
 from sd_vae_kit.pictures import crop, open_picture, png_bytes, reflect_pad, to_image, to_pixels
+from sd_vae_kit.settings import TilingSettings
 
 PREFIX = "/vae-kit/v1"
 MAX_BASE64 = 256 * 2**20  # characters of one picture or latent
@@ -41,6 +44,10 @@ class ApiBackend(Protocol):
     @property
     def library(self) -> Library:
         """The files that can be named."""
+
+    @property
+    def tiling(self) -> TilingSettings:
+        """How VAEs are run."""
 
     def api_status(self) -> dict[str, object]:
         """Fields of `Status`."""
@@ -108,7 +115,14 @@ class EncodeRequest(BaseModel):
     seed: int = 0
 
 
-class Encoded(BaseModel):
+class Run(BaseModel):
+    """How a network was run."""
+
+    plan: str = Field("whole", description='"whole", or in bands: "stream", "stream-lean", "stream-host"')
+    bands: int = Field(1, description="bands of the layer that was cut into most of them")
+
+
+class Encoded(Run):
     """A latent."""
 
     latent: str = Field(description="base64 of a safetensors file with the tensor `latent` and its metadata")
@@ -125,7 +139,7 @@ class DecodeRequest(BaseModel):
     dtype: Dtype = "auto"
 
 
-class Decoded(BaseModel):
+class Decoded(Run):
     """A picture."""
 
     image: str = Field(description="base64 of a PNG")
@@ -203,12 +217,14 @@ class Api:
                 vae = self._vae(entry, request.family, request.dtype, device)
                 padded, size = reflect_pad(image, vae.latent_format.downscale)
                 generator = torch.Generator().manual_seed(request.seed) if request.sample else None
+                done = self._run_by_plan(vae)
                 latent = vae.encode(padded.to(device), generator=generator).cpu()
             sha256 = self._backend.library.sha256(entry)
             file = LatentFile.of(latent, vae.latent_format, size, sha256)
             return Encoded(
                 latent=base64.b64encode(_latent_bytes(file)).decode("ascii"),
                 shape=[*latent.shape],
+                **done,
                 vae_sha256=sha256,
                 warnings=[*vae.warnings],
             )
@@ -220,15 +236,34 @@ class Api:
             entry = self._backend.library.get(request.vae)
             with self._backend.computing() as device:
                 vae = self._vae(entry, file.family or None, request.dtype, device)
+                done = self._run_by_plan(vae)
                 image = vae.decode(file.latent.to(device)).float().cpu()
             pixels = to_pixels(crop(image, file.size) if file.size else image)[0]
             return Decoded(
                 image=base64.b64encode(png_bytes(pixels)).decode("ascii"),
+                **done,
                 height=pixels.shape[0],
                 width=pixels.shape[1],
                 vae_sha256=self._backend.library.sha256(entry),
                 warnings=[*vae.warnings],
             )
+
+    def _run_by_plan(self, vae: Vae) -> dict[str, Any]:
+        """Let the VAE run by a plan that fits into memory; the fields of `Run`, filled once it has run."""
+        done: dict[str, Any] = {}
+        tiling, runner = self._backend.tiling, VaeRunner()
+
+        def network(half: Part, x: Tensor) -> Tensor:
+            try:
+                result = runner.run(vae.module, half, x, dtype=x.dtype, device=x.device, tiling=tiling)
+            except StepAsideError:  # its own forward does what it can
+                return vae.module.encode(x) if half == "encoder" else vae.module.decode(x)
+            if runner.mine is not None:
+                done.update(plan=runner.mine.plan, bands=runner.mine.bands)
+            return result
+
+        vae.network = network
+        return done
 
     def _vae(self, entry: Entry, family: str | None, dtype: Dtype, device: torch.device) -> Vae:
         weights = self._backend.library.load(entry)

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import io
 
+import numpy as np
 import pytest
 import torch
 from fastapi import Depends, FastAPI, HTTPException
@@ -15,12 +16,14 @@ from vae_files import kl_config, kl_state, write
 
 from sd_vae_kit.api import PREFIX, make_router
 from sd_vae_kit.library import Folder, Library
+from sd_vae_kit.settings import TilingSettings
 
 
 class Backend:
     def __init__(self, library):
         self.library = library
         self.computed = 0
+        self.tiling = TilingSettings()
 
     def api_status(self):
         return {"host": "test", "vae": "a.safetensors", "reason": "because", "warnings": ["careful"]}
@@ -106,6 +109,19 @@ def test_encode_and_decode(client, backend):
     picture = Image.open(io.BytesIO(base64.b64decode(decoded["image"])))
     assert (picture.format, picture.size) == ("PNG", (20, 30))
     assert backend.computed == 2
+
+
+def test_a_budget_of_memory_changes_how_it_is_run_and_not_what_comes_out(client, backend):
+    _, encoded = post(client, "/encode", image=png(160, 96), vae="a")
+    _, decoded = post(client, "/decode", latent=encoded["latent"], vae="a")
+    assert (encoded["plan"], encoded["bands"], decoded["plan"], decoded["bands"]) == ("whole", 1, "whole", 1)
+    backend.tiling = TilingSettings(memory_mb=1)
+    _, tight = post(client, "/decode", latent=encoded["latent"], vae="a")
+    assert tight["plan"] == "stream-lean"
+    assert tight["bands"] > 1
+    one, other = (np.asarray(Image.open(io.BytesIO(base64.b64decode(d["image"]))), int) for d in (decoded, tight))
+    assert abs(one - other).max() <= 1
+    assert post(client, "/encode", image=png(160, 96), vae="a")[1]["bands"] > 1
 
 
 def test_a_browsers_data_address_is_understood(client):

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # layer: (own layers below
     "adapters": (BELOW_UI, TORCH | {"numpy", "PIL", "diffusers"} | HOST),
     "ui": (BASE | {"library", "catalogue", "host", "features", "pictures", "infotext"}, {"gradio", "PIL", "numpy"}),
     "catalogue_service": (BASE | {"core", "library", "catalogue", "host", "features", "ui"}, set()),
-    "api": (FILES | {"host"}, TORCH | {"fastapi", "pydantic"}),
+    "api": (FILES | {"host", "features"}, TORCH | {"fastapi", "pydantic"}),
     "webui": (
         BELOW_UI | {"api", "adapters", "ui", "catalogue_service"},
         HOST | {"gradio", "torch", "fastapi", "pydantic", "PIL"},

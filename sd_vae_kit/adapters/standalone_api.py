@@ -12,6 +12,7 @@ from sd_vae_kit.adapters.standalone import OWN_VAE, StandaloneHost, device
 from sd_vae_kit.core.latent_format import family_label
 from sd_vae_kit.features.swap import Swapper
 from sd_vae_kit.library import Library
+from sd_vae_kit.settings import TilingSettings
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class StandaloneApi:
     host: StandaloneHost
     library: Library
     swapper: Swapper
+
+    @property
+    def tiling(self) -> TilingSettings:
+        return self.host.settings.tiling
 
     def api_status(self) -> dict[str, object]:
         """Which VAE is live and why."""
@@ -35,6 +40,7 @@ class StandaloneApi:
             "sha256": self.library.sha256(live),
             "precision": "fp32",  # `StandaloneHost` runs every VAE so
             "warnings": list(active.warnings),
+            **self.host.runner.status(),
         }
 
     @contextmanager

@@ -220,11 +220,6 @@ class VaeCalls:
         device, dtype = self.owner.place(network)
         return forecast(network, size, dtype, device, job.over(self.owner.settings.tiling))
 
-    def status(self) -> dict[str, object]:
-        """What the last encode and decode did, for the API."""
-        last = self.runner.last
-        return {f"last_{word}": last[part].as_dict() if part in last else None for word, part in WORDS.items()}
-
     # -- calls ------------------------------------------------------------------------------------------------------
 
     def _networks(self) -> Iterator[tuple[Part, nn.Module]]:
@@ -344,5 +339,4 @@ def other_forward(network: nn.Module) -> object | None:
     return own
 
 
-WORDS: dict[str, Part] = {"encode": "encoder", "decode": "decoder"}
-VERBS: dict[Part, str] = {part: word for word, part in WORDS.items()}
+VERBS: dict[Part, str] = {"encoder": "encode", "decoder": "decode"}

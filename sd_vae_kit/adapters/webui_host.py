@@ -34,7 +34,7 @@ from sd_vae_kit.features.rules import Rule, RulesFile, Run
 from sd_vae_kit.features.swap import Active, Swapper
 from sd_vae_kit.host import Checkpoint, Level
 from sd_vae_kit.library import Entry, Library
-from sd_vae_kit.settings import AUTOMATIC, NONE, Settings, specs, with_values
+from sd_vae_kit.settings import AUTOMATIC, NONE, Settings, TilingSettings, specs, with_values
 
 Listener = Callable[[str, Level], None]
 
@@ -263,6 +263,11 @@ class WebuiHost(CallsHost):
             except VaeKitError as error:
                 self.notify_once(f"{error} The default, {spec.default!r}, is used.", "warning")
         return settings
+
+    @property
+    def tiling(self) -> TilingSettings:
+        """How VAEs are run."""
+        return self.settings.tiling
 
     @property
     def repairs(self) -> Repairs:
@@ -513,7 +518,7 @@ class WebuiHost(CallsHost):
             "sha256": status.sha256,
             "precision": status.precision,
             "warnings": list(status.warnings),
-            **self.calls.status(),
+            **self.calls.runner.status(),
         }
 
     def _family(self, entry: Entry | None) -> str:

@@ -157,6 +157,11 @@ class VaeRunner:
         self.last: dict[Part, RunReport] = {}
         self._here = threading.local()
 
+    def status(self) -> dict[str, object]:
+        """What the last encode and decode did, for the HTTP API."""
+        parts: dict[str, Part] = {"last_encode": "encoder", "last_decode": "decoder"}
+        return {name: self.last[part].as_dict() if part in self.last else None for name, part in parts.items()}
+
     @property
     def mine(self) -> RunReport | None:
         """The report of this thread's last run that worked."""

@@ -156,3 +156,31 @@ def test_pasted_parameters_choose_the_jobs_vae(page):
     page.locator("#txt2img_prompt textarea").fill("a dog\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64")
     page.locator("#txt2img_tools #paste").click()
     expect(page.locator("#vae_kit_txt2img_vae input")).to_have_value("Automatic", timeout=LOAD_MS)
+
+
+def test_the_tiled_vae_panel_says_what_will_happen(page):
+    page.locator("#vae_kit_txt2img_tiled_vae .label-wrap").first.click()
+    forecast = page.locator("#vae_kit_txt2img_forecast").first
+
+    def side(name, value):
+        field = page.locator(f"#txt2img_{name} input[type=number]")
+        field.fill(str(value))
+        field.blur()
+
+    side("width", 768)
+    side("height", 512)
+    expect(forecast).to_contain_text("768x512 with this VAE: about", timeout=LOAD_MS)
+    expect(forecast).to_contain_text("free: will run whole")
+    page.locator("#vae_kit_txt2img_tiling").get_by_text("Always stream", exact=True).click()
+    expect(forecast).to_contain_text("will stream, about", timeout=LOAD_MS)
+    expect(forecast).to_contain_text("same picture")
+    page.evaluate("document.querySelector('#vae_kit_txt2img_tiled_vae').scrollIntoView({block: 'center'})")
+    save(page, "tiled_vae")
+    page.locator("#txt2img_hr-checkbox input").check(force=True)
+    expect(forecast).to_contain_text("1536x1024 with this VAE", timeout=LOAD_MS)
+    page.locator("#txt2img_hr-checkbox input").uncheck(force=True)
+    side("width", 256)
+    side("height", 256)
+    expect(forecast).to_contain_text("256x256 with this VAE", timeout=LOAD_MS)
+    made = generate(page)
+    assert "VAE tiling: Always stream" in made

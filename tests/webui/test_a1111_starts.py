@@ -44,6 +44,11 @@ def test_medvram_a_password_and_a_setting_that_cannot_be_honoured(started):
     assert webui.status()["vae"] == "None"
     assert webui.call("/sdapi/v1/options").body["sd_vae"] == "wrong.safetensors"
     own = webui.txt2img()
+    size = {"width": 192, "height": 256}
+    whole = webui.txt2img(**size, alwayson_scripts={"VAE Kit": {"args": ["Automatic", "Automatic", "Off"]}})
+    bands = webui.txt2img(**size, alwayson_scripts={"VAE Kit": {"args": ["Automatic", "Automatic", "Always stream"]}})
+    assert webui.status()["last_decode"]["bands"] > 1
+    assert abs(bands.pixels.astype(int) - whole.pixels.astype(int)).max() <= 1
 
     for path in ("status", "list", "inspect?name=plain.safetensors"):
         assert webui.call(f"/vae-kit/v1/{path}").status == 200
