@@ -402,6 +402,33 @@ class TilingSettings:
         return self.memory_mb * 2**20 or None
 
 
+PRECISION_MODES = ("Automatic", "Always fp32", "Never")
+
+
+@dataclass(frozen=True)
+class PrecisionSettings:
+    """No black pictures: values beyond half precision are caught in the VAE and only what is needed is done again."""
+
+    mode: str = setting(
+        PRECISION_MODES[0],
+        Spec(
+            "Where half precision overflows",
+            "Automatic computes only what overflowed again, shifted or in fp32; Always fp32 takes twice the memory; "
+            "Never leaves the picture as it comes, which may be black.",
+            "choice",
+            choices=PRECISION_MODES,
+        ),
+    )
+    prefer_bf16: bool = setting(
+        False,
+        Spec(
+            "Prefer bf16 to repairing",
+            "Where half precision overflows, the whole encode or decode is run in bf16 instead, which is less exact.",
+            "checkbox",
+        ),
+    )
+
+
 @dataclass(frozen=True)
 class Settings:
     """All sections; the field's name is the section's name, the class's docstring its explanation."""
@@ -412,6 +439,7 @@ class Settings:
     download: DownloadSettings = DownloadSettings()
     guard: GuardSettings = GuardSettings()
     tiling: TilingSettings = TilingSettings()
+    precision: PrecisionSettings = PrecisionSettings()
 
 
 SECTION_TITLES = {
@@ -421,6 +449,7 @@ SECTION_TITLES = {
     "download": "Downloads",
     "guard": "Wrong-family guard",
     "tiling": "Tiled VAE",
+    "precision": "Precision of the VAE",
 }
 
 

@@ -273,7 +273,9 @@ class FakeA1111:
         (self.folder / "Stable-diffusion").mkdir(parents=True)
         self._module("modules").__path__ = []
         self._module("modules.paths", data_path=str(self.folder), models_path=str(self.folder))
-        self._module("modules.devices", cpu=cpu, device=cpu, dtype_vae=torch.float32, torch_gc=lambda: None)
+        self._module("modules.devices", cpu=cpu, device=cpu, dtype_vae=torch.float32, torch_gc=lambda: None,
+                     NansException=type("NansException", (Exception,), {}),
+                     test_for_nans=self._test_for_nans)  # fmt: skip
         self._module("modules.call_queue", queue_lock=threading.Lock())
         self._module("modules.lowvram", is_enabled=lambda model: model is not None and model.lowvram)
         self._module("modules.sd_hijack")
@@ -413,7 +415,32 @@ class FakeA1111:
                     raise RuntimeError("the host failed")
             p.scripts.postprocess(p, None)
 
-        self._module("modules.processing", process_images=process_images, process_images_inner=process_images_inner)
+        self._module("modules.processing", process_images=process_images, process_images_inner=process_images_inner,
+                     decode_latent_batch=self._decode_latent_batch)  # fmt: skip
+
+    def _test_for_nans(self, x, where):
+        """modules/devices.py:242: one value."""
+        if torch.isnan(x[(0,) * len(x.shape)]):
+            raise self.devices.NansException(f"A tensor with NaNs was produced in {where}.")
+
+    def _decode_latent_batch(self, model, batch, target_device=None, check_for_nans=False):
+        """modules/processing.py:625: for good in 32 bits after the first NaN."""
+        devices, samples = self.devices, []
+        if check_for_nans:
+            devices.test_for_nans(batch, "unet")
+        for i in range(batch.shape[0]):
+            sample = model.decode_first_stage(batch[i : i + 1])[0]
+            try:
+                devices.test_for_nans(sample, "vae")
+            except devices.NansException:
+                wanted = torch.bfloat16 if self.shared.opts.data.get("auto_vae_precision_bfloat16") else torch.float32
+                if devices.dtype_vae == wanted:
+                    raise
+                devices.dtype_vae = wanted
+                model.first_stage_model.to(wanted)
+                sample = model.decode_first_stage(batch[i : i + 1].to(wanted))[0]
+            samples.append(sample)
+        return samples
 
 
 @contextlib.contextmanager

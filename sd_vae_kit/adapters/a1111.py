@@ -37,11 +37,13 @@ from sd_vae_kit.adapters.a1111_calls import CallsInA1111
 from sd_vae_kit.adapters.host_previews import HostPreviews
 from sd_vae_kit.adapters.host_taesd import HostTaesd
 from sd_vae_kit.adapters.model_facts import holds_no_vae, is_blank, latent_format_of
+from sd_vae_kit.adapters.nan_repairs import NanRepairs
 from sd_vae_kit.adapters.webui_host import Storage, collected
 from sd_vae_kit.catalogue import KnownVae, with_own_entries
 from sd_vae_kit.core.live_weights import LiveWeights
+from sd_vae_kit.core.needs_file import NeedsFile
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.features import history
+from sd_vae_kit.features import history, precision
 from sd_vae_kit.features.choice import Decision
 from sd_vae_kit.features.guard_family import FamilyGuard
 from sd_vae_kit.features.history import History
@@ -101,6 +103,7 @@ class A1111Host(CallsInA1111):
         except VaeKitError as error:
             self.known_problem = str(error)
         self.guard = FamilyGuard(library, data_folder() / "families.json", self.known)
+        self.calls.runner.needs = NeedsFile(data_folder() / precision.FILE_NAME)
         self.rules = RulesFile(data_folder() / FILE_NAME)
         self.history = History(data_folder() / history.FILE_NAME)
         self.taesd: HostTaesd | None = None
@@ -135,6 +138,7 @@ class A1111Host(CallsInA1111):
             "get_loaded_vae_hash": self._get_loaded_vae_hash,
         }.items():
             self._replace(sd_vae, name, method)
+        NanRepairs(self).install(self._replace)
         if self.previews is not None and self.taesd is not None:
             self.taesd.install(self._replace)
             self.previews.install(self._replace)

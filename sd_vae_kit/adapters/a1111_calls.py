@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd_vae_kit.adapters.webui_host import WebuiHost
+from sd_vae_kit.core.precision import Policy
 from sd_vae_kit.errors import StepAsideError
+from sd_vae_kit.features.precision import with_host_options
 from sd_vae_kit.features.tiling import program_of
 from sd_vae_kit.library import Library
 
@@ -42,6 +44,12 @@ class CallsInA1111(WebuiHost):
     def place(self, network: nn.Module) -> tuple[torch.device, torch.dtype]:
         """With --medvram the weights are elsewhere between calls."""
         return devices.device, super().place(network)[1]
+
+    def policy(self) -> Policy:
+        """With the program's options for black pictures: `auto_vae_precision` and `auto_vae_precision_bfloat16`."""
+        prefers_bf16 = bool(self.option("auto_vae_precision_bfloat16", False))
+        may_use_fp32 = prefers_bf16 or bool(self.option("auto_vae_precision", True))
+        return with_host_options(super().policy(), may_use_fp32=may_use_fp32, prefers_bf16=prefers_bf16)
 
     def is_stopped(self) -> bool:
         return bool(shared.state.interrupted or shared.state.skipped)

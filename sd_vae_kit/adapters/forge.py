@@ -56,7 +56,8 @@ class ForgeHost(CallsInForge, A1111Host):
 
     name = "Forge"
     core_options = CORE_OPTIONS
-    faultless = frozenset({"exact_stem"})  # it looks for no VAE beside a checkpoint; we do, by the exact name
+    # it looks for no VAE beside a checkpoint (we do, by the exact name) and does not look for NaN at all
+    faultless = frozenset({"exact_stem", "nan_check", "sticky_fp32"})
 
     def __init__(self, library: Library) -> None:
         super().__init__(library)

@@ -23,6 +23,7 @@ class ReforgeHost(A1111Host):
     """A1111's adapter, with errors of a choice brought back to the thread that made it."""
 
     name = "reForge"
+    faultless = frozenset({"nan_check", "sticky_fp32"})  # it does not look for NaN at all
 
     def install_page(self) -> None:
         for key in CHOICES:

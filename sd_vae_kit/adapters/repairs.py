@@ -48,6 +48,16 @@ class Repairs:
         "Undo a request's override_settings completely",
         "An option that was never saved is put back after the request, too, instead of staying changed for everybody.",
     )
+    nan_check: bool = _switch(
+        "Look at every value for NaN",
+        "The web UI's own check looks at one value of a latent or picture; a picture with NaN elsewhere comes out "
+        "black or torn without a word.",
+    )
+    sticky_fp32: bool = _switch(
+        "Undo the switch to 32 bits after a black picture",
+        "The web UI turns the VAE into 32-bit floats for good, and every later one, until it is started again; with "
+        "this it goes back when the picture is done.",
+    )
 
 
 def repair_specs() -> Iterator[Spec]:

@@ -44,7 +44,9 @@ class SdNextHost(WebuiHost):
     name = "SD.Next"
     core_options = ("sd_vae",)
     sees_passes = False  # its scripts have no hook before sampling
-    faultless = frozenset({"hashes", "names", "exact_stem", "override_leak", "taesd", "previews"})
+    faultless = frozenset(
+        {"hashes", "names", "exact_stem", "override_leak", "taesd", "previews", "nan_check", "sticky_fp32"}
+    )
 
     def __init__(self, library: Library) -> None:
         super().__init__(library)

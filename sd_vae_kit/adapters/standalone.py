@@ -17,10 +17,13 @@ from sd_vae_kit.adapters.call_gate import CallGate
 from sd_vae_kit.adapters.demo_model import FAMILY, NAME, DemoModel, fitted, read_photographs
 from sd_vae_kit.adapters.standalone_jobs import OnProgress, Outcome, VaeInUse
 from sd_vae_kit.adapters.standalone_tiling import OnBand, tiled, tiling_fields
+from sd_vae_kit.core.needs_file import NeedsFile
 from sd_vae_kit.core.preview import FIRST_CELLS, Previewer
 from sd_vae_kit.core.vae import Vae, load_vae, make_vae
 from sd_vae_kit.errors import OptionError, VaeKitError, VaeNotFoundError
+from sd_vae_kit.features import precision
 from sd_vae_kit.features.job import AS_SET, Img2Img, Txt2Img
+from sd_vae_kit.features.precision import policy_of
 from sd_vae_kit.features.preview import Previews
 from sd_vae_kit.features.rules import Run
 from sd_vae_kit.features.tiling import Part, RunReport, VaeRunner
@@ -136,7 +139,7 @@ class StandaloneHost:
         self._working = threading.Lock()
         self._interrupt = threading.Event()
         self._notices: list[Notice] = []
-        self.runner = VaeRunner()
+        self.runner = VaeRunner(NeedsFile(self.folders.data / "cache" / precision.FILE_NAME))
         self._reports: dict[Part, RunReport] = {}  # of the running job
         self._preview_seconds = 0.0  # what the last preview of the last job took
         self._preview_cells = FIRST_CELLS
@@ -272,7 +275,8 @@ class StandaloneHost:
 
     def run_by(self, tiling: JobTiling, vae: Vae, on_band: OnBand) -> Vae:
         """The same VAE, run by a plan that fits into memory; one that is not understood, by its own forward."""
-        return tiled(vae, self.runner, tiling.over(self.settings.tiling), self._reports, on_band, self.notify)
+        policy = policy_of(self.settings.precision)
+        return tiled(vae, self.runner, tiling.over(self.settings.tiling), policy, self._reports, on_band, self.notify)
 
     def sketch(self, latent: Tensor, size: tuple[int, int]) -> Pixels:
         """What an interrupted decode gives: the preview of that latent, in the picture's size."""

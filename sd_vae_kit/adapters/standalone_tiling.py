@@ -8,8 +8,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sd_vae_kit.core.precision import Policy
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import StepAsideError
+from sd_vae_kit.features.precision import INFOTEXT_KEYS as PRECISION_KEYS
+from sd_vae_kit.features.precision import Precision
 from sd_vae_kit.features.tiling import INFOTEXT_KEYS, Part, RunReport, VaeRunner
 from sd_vae_kit.features.tiling_job import JobTiling
 from sd_vae_kit.host import Level
@@ -25,11 +28,13 @@ class Notify(Protocol):
 
 
 def tiled(
-    vae: Vae, runner: VaeRunner, tiling: TilingSettings, reports: dict[Part, RunReport], on_band: OnBand, notify: Notify
-) -> Vae:
+    vae: Vae, runner: VaeRunner, tiling: TilingSettings, policy: Policy, reports: dict[Part, RunReport],
+    on_band: OnBand, notify: Notify,
+) -> Vae:  # fmt: skip
     """A copy of `vae` whose halves are run by `runner`.
 
     Args:
+        policy: What is allowed where half precision overflows.
         reports: Filled with what was done.
         on_band: Called with the share that is done, when it has grown by a hundredth; False stops the work.
         notify: Told what went wrong on the way.
@@ -46,7 +51,10 @@ def tiled(
     def network(half: Part, x: Tensor) -> Tensor:
         module = vae.module
         try:
-            result = runner.run(module, half, x, dtype=x.dtype, device=x.device, tiling=tiling, on_step=on_step)
+            result = runner.run(
+                module, half, x, dtype=x.dtype, device=x.device, tiling=tiling, on_step=on_step,
+                precision=Precision(policy, vae.label),
+            )  # fmt: skip
         except StepAsideError as error:
             notify(f"{vae.label} is run whole by its own forward: {error}", "warning")
             return module.encode(x) if half == "encoder" else module.decode(x)
@@ -55,6 +63,8 @@ def tiled(
             reports[half] = report
             if report.rescue:
                 notify(report.rescue, "warning")
+            if report.precision:
+                notify(f"{vae.label}: {report.precision}.")
         return result
 
     run = copy.copy(vae)
@@ -65,4 +75,5 @@ def tiled(
 def tiling_fields(job: JobTiling, reports: dict[Part, RunReport]) -> dict[str, str]:
     """What a job chose, and how its picture was made where that was in bands."""
     done = {INFOTEXT_KEYS[part]: report.infotext for part, report in reports.items() if report.is_streamed}
-    return {**job.infotext(), **done}
+    rescued = {PRECISION_KEYS[part]: report.precision_infotext for part, report in reports.items() if report.precision}
+    return {**job.infotext(), **done, **rescued}

@@ -12,7 +12,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,13 @@ from torch import Tensor, nn
 
 from sd_vae_kit.adapters.patch import MARK, Patches
 from sd_vae_kit.core.plan import OnStep
+from sd_vae_kit.core.precision import Policy
+from sd_vae_kit.core.range_guard import check_weights
 from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError
 from sd_vae_kit.features.old_tiled_vae import TileSizes
-from sd_vae_kit.features.tiling import INFOTEXT_KEYS, Part, RunReport, VaeRunner
+from sd_vae_kit.features.precision import INFOTEXT_KEYS as PRECISION_KEYS
+from sd_vae_kit.features.precision import Precision, policy_of
+from sd_vae_kit.features.tiling import INFOTEXT_KEYS, Part, RunReport, VaeRunner, program_of
 from sd_vae_kit.features.tiling_forecast import forecast
 from sd_vae_kit.features.tiling_job import JobTiling
 from sd_vae_kit.features.tiling_sentence import Piece, stepped_aside
@@ -71,6 +75,14 @@ class CallsHost(ABC):
     @abstractmethod
     def live_vae(self) -> nn.Module | None:
         """The VAE of the model in use; None while there is none."""
+
+    def policy(self) -> Policy:
+        """What is allowed where half precision overflows; programs add options of their own."""
+        return policy_of(self.settings.precision)
+
+    def label_of(self, vae: nn.Module) -> str:
+        """What messages call a VAE."""
+        return "this VAE"
 
     def make_room(self, needed: int) -> bool:
         """Free so many bytes on the VAE's device by moving other models away; whether anything was moved."""
@@ -190,6 +202,18 @@ class VaeCalls:
     def _job(self) -> RunningJob | None:
         return getattr(self._here, "job", None)
 
+    @property
+    def is_aside(self) -> bool:
+        """Whether this thread's calls are left to the program."""
+        return bool(getattr(self._here, "is_aside", False))
+
+    def precision(self, network: nn.Module, part: Part) -> Precision:
+        """What one call may do, and what messages call the VAE of this half."""
+        vae = next((vae for vae in self._vaes() if getattr(vae, part, None) is network), network)
+        before = getattr(vae, "post_quant_conv", None) if part == "decoder" else None
+        layers = (before,) if isinstance(before, nn.Module) else ()
+        return Precision(self.owner.policy(), self.owner.label_of(vae), layers)
+
     def tiling(self) -> TilingSettings:
         """The settings with the job's choices in their place."""
         return self.job_tiling.over(self.owner.settings.tiling)
@@ -202,7 +226,7 @@ class VaeCalls:
         Raises:
             StepAsideError: The network is not understood.
         """
-        if getattr(self._here, "is_aside", False):
+        if self.is_aside:
             return None
         tiling = self.tiling()
         if self.tile_sizes is not None:
@@ -222,9 +246,12 @@ class VaeCalls:
 
     # -- calls ------------------------------------------------------------------------------------------------------
 
+    def _vaes(self) -> Iterator[nn.Module]:
+        found = (self.owner.first_stage_of(model) for model in self.owner.models())
+        return (vae for vae in found if vae is not None)
+
     def _networks(self) -> Iterator[tuple[Part, nn.Module]]:
-        for model in self.owner.models():
-            vae = self.owner.first_stage_of(model)
+        for vae in self._vaes():
             for part in PARTS:
                 network = getattr(vae, part, None)
                 if isinstance(network, nn.Module):
@@ -243,7 +270,10 @@ class VaeCalls:
         try:
             dtype = self.owner.compute_dtype(network, x)
             tiling = self.tiling_for(network, part, dtype, x.device)
-            return original(network, x) if tiling is None else self._run(network, part, x, dtype, tiling)
+            if tiling is None and (self.is_aside or self.owner.policy().mode == "never"):
+                return original(network, x)
+            # whole, and watched: without tiling a picture can still be black
+            return self._run(network, part, x, dtype, tiling or replace(self.tiling(), enabled=False))
         except StepAsideError as error:
             self.owner.notify_once(f"The web UI runs this VAE's {part} itself, without VAE Kit: {error}", "warning")
             return original(network, x, *args, **kwargs)
@@ -276,12 +306,25 @@ class VaeCalls:
             with self._watched(part) as on_step:
                 result = self.runner.run(
                     network, part, x, dtype=dtype, device=x.device, tiling=tiling, on_step=on_step,
-                    make_room=self.owner.make_room,
+                    make_room=self.owner.make_room, precision=self.precision(network, part),
                 )  # fmt: skip
         except NoMemoryError as error:
             raise self.owner.out_of_memory(error) from None
         self._note(part)
+        if part == "encoder":
+            self._check_quant_conv(network)
         return result
+
+    def _check_quant_conv(self, encoder: nn.Module) -> None:
+        """The layer after the encoder, which the program runs itself: its few numbers are looked at, too.
+
+        Raises:
+            NanError: One of them is not finite.
+        """
+        vae = next((vae for vae in self._vaes() if getattr(vae, "encoder", None) is encoder), None)
+        layer = getattr(vae, "quant_conv", None)
+        if vae is not None and isinstance(layer, nn.Module) and self.owner.policy().mode != "never":
+            check_weights(program_of(encoder, "encoder"), self.owner.label_of(vae), [layer])
 
     @contextmanager
     def _watched(self, part: Part) -> Iterator[OnStep | None]:
@@ -320,6 +363,11 @@ class VaeCalls:
             parameters.pop(INFOTEXT_KEYS[part], None)
             if report.is_streamed:
                 parameters[INFOTEXT_KEYS[part]] = report.infotext
+            parameters.pop(PRECISION_KEYS[part], None)
+            if report.precision:
+                parameters[PRECISION_KEYS[part]] = report.precision_infotext
+        if report.precision and hasattr(job.p, "comment"):
+            job.p.comment(f"VAE: {report.precision}")  # a line below the picture
 
 
 def other_forward(network: nn.Module) -> object | None:

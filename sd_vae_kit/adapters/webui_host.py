@@ -506,6 +506,11 @@ class WebuiHost(CallsHost):
         module = self.first_stage_of(model)
         return module is not None and is_blank(module)
 
+    def label_of(self, vae: nn.Module) -> str:
+        active = self.active()
+        entry = active.decision.entry if active is not None else None
+        return entry.name if entry is not None else "the checkpoint's own VAE"
+
     def api_status(self) -> dict[str, object]:
         """`status` in the HTTP API's words."""
         status = self.status()

@@ -61,6 +61,12 @@ def _plan(options: argparse.Namespace) -> Outcome:
     return run(options)
 
 
+def _forget(options: argparse.Namespace) -> Outcome:
+    from sd_vae_kit.cli.forget import run
+
+    return run(options)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "inspect": _inspect,
     "encode": _encode,
@@ -69,6 +75,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
     "compare": _compare,
     "download": _download,
     "plan": _plan,
+    "forget": _forget,
 }
 
 

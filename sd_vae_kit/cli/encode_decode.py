@@ -11,7 +11,7 @@ from torch import Tensor
 from sd_vae_kit.cli.network_run import Report, run_network, tiling_of
 from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.cli.targets import check_safetensors_target, check_target
-from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_library, ready
+from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_library, open_needs, ready
 from sd_vae_kit.core.detect import fitting_families
 from sd_vae_kit.core.latent_format import FORMATS, family_label, split_family
 from sd_vae_kit.core.vae import Vae
@@ -35,7 +35,7 @@ def run_encode(options: argparse.Namespace) -> Outcome:
     image, size = reflect_pad(to_image(picture), vae.latent_format.downscale)
     generator = torch.Generator().manual_seed(options.seed) if options.sample else None
     latent, report = run_network(
-        lambda: vae.encode(image, generator=generator), vae, chosen, tiling, quiet=options.json
+        lambda: vae.encode(image, generator=generator), vae, chosen, tiling, open_needs(options), quiet=options.json
     )
     write_latent(target, LatentFile.of(latent, vae.latent_format, size, chosen.sha256))
     done = f"{options.output}: latent {tuple(latent.shape)} of {vae.latent_format.label}"
@@ -52,7 +52,9 @@ def run_decode(options: argparse.Namespace) -> Outcome:
         raise LatentFileError(f"{options.latent} holds {len(file.latent)} latents; decode takes a file with one.")
     chosen = choose(open_library(options), options.vae, quiet=options.json)
     vae, warnings = _vae_for(file, chosen, options)
-    image, report = run_network(lambda: vae.decode(file.latent), vae, chosen, tiling, quiet=options.json)
+    image, report = run_network(
+        lambda: vae.decode(file.latent), vae, chosen, tiling, open_needs(options), quiet=options.json
+    )
     pixels = to_pixels(crop(image, _true_size(file, image, vae, options.latent)))[0]
     size = f"{pixels.shape[1]}x{pixels.shape[0]}"  # A1111 writes width first
     fields = {"Size": size, "VAE hash": chosen.sha256[:10], "VAE": chosen.entry.name}

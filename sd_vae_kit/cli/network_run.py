@@ -16,9 +16,11 @@ from sd_vae_kit.cli.measurement import measure
 from sd_vae_kit.cli.vae_choice import Chosen
 from sd_vae_kit.core.checkpoint import dtype_name
 from sd_vae_kit.core.ladder import is_out_of_memory
+from sd_vae_kit.core.needs_file import NeedsFile
 from sd_vae_kit.core.plan import OnStep
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import NanError, NoMemoryError, OptionError, StepAsideError
+from sd_vae_kit.features.precision import Precision
 from sd_vae_kit.features.tiling import RunReport, VaeRunner
 from sd_vae_kit.settings import BUDGET_MAX_MB, TILING_MODES, TilingSettings
 
@@ -71,12 +73,19 @@ def tiling_of(options: argparse.Namespace) -> TilingSettings:
 
 
 def run_network(
-    work: Callable[[], Tensor], vae: Vae, chosen: Chosen, tiling: TilingSettings, *, quiet: bool = False
+    work: Callable[[], Tensor],
+    vae: Vae,
+    chosen: Chosen,
+    tiling: TilingSettings,
+    needs: NeedsFile | None = None,
+    *,
+    quiet: bool = False,
 ) -> tuple[Tensor, Report]:
     """Do `work`, which encodes or decodes once with `vae`.
 
     Args:
         tiling: How.
+        needs: What VAEs needed to stay finite in half precision, and where that is kept.
         quiet: Show no progress.
 
     Raises:
@@ -85,7 +94,7 @@ def run_network(
         NoMemoryError: There is not enough memory.
     """
     parameter = next(vae.module.parameters())
-    runner, warnings = VaeRunner(), list(vae.warnings)
+    runner, warnings = VaeRunner(needs), list(vae.warnings)
     try:
         with _progress(quiet) as on_step:
             vae.network = _network(vae, runner, tiling, on_step)
@@ -108,7 +117,7 @@ def run_network(
         bands=done.bands if done else 1,
         predicted_mb=done.predicted_mb if done else None,
         peak_mb=cost.peak_mb,
-        dtype=dtype,
+        dtype=done.dtype if done else dtype,
         steps=done.steps if done else None,
         steps_shifted=done.steps_shifted if done else 0,
         steps_fp32=done.steps_fp32 if done else 0,
@@ -123,12 +132,17 @@ def _network(
     vae: Vae, runner: VaeRunner, tiling: TilingSettings, on_step: OnStep
 ) -> Callable[[Literal["encoder", "decoder"], Tensor], Tensor]:
     def network(half: Literal["encoder", "decoder"], x: Tensor) -> Tensor:
-        return runner.run(vae.module, half, x, dtype=x.dtype, device=x.device, tiling=tiling, on_step=on_step)
+        return runner.run(
+            vae.module, half, x, dtype=x.dtype, device=x.device, tiling=tiling, on_step=on_step,
+            precision=Precision(label=vae.label),
+        )  # fmt: skip
 
     return network
 
 
 def _warnings_of(done: RunReport) -> Iterator[str]:
+    if done.precision:
+        yield f"{done.precision}."
     if not done.fits and done.budget_mb is not None:
         yield (
             f"nothing fits into {done.budget_mb} MiB: the smallest plan was run ({done.plan}, about "

@@ -41,7 +41,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"VAE Kit {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_add_inspect, _add_encode, _add_decode, _add_convert, _add_compare, _add_download, _add_plan):
+    for add in (
+        _add_inspect,
+        _add_encode,
+        _add_decode,
+        _add_convert,
+        _add_compare,
+        _add_download,
+        _add_plan,
+        _add_forget,
+    ):
         add(commands.add_parser)
     return parser
 
@@ -83,6 +92,11 @@ def _add_convert(add: AddParser) -> None:
         "--fp16-safe", action="store_true",
         help="write fp16 weights that no program overflows with: powers of two folded in, proven on photographs",
     )  # fmt: skip
+    _add_common(parser)
+
+
+def _add_forget(add: AddParser) -> None:
+    parser = add("forget", help="forget what VAEs needed to stay finite in half precision", allow_abbrev=False)
     _add_common(parser)
 
 

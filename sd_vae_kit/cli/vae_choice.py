@@ -11,8 +11,10 @@ import platformdirs
 import torch
 
 from sd_vae_kit.catalogue import catalogue
+from sd_vae_kit.core.needs_file import NeedsFile
 from sd_vae_kit.core.vae import Vae, VaeWeights, make_vae
 from sd_vae_kit.errors import OptionError, VaeNotFoundError
+from sd_vae_kit.features.precision import FILE_NAME
 from sd_vae_kit.library import Entry, Folder, Library, Progress
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -49,6 +51,12 @@ def open_library(options: argparse.Namespace) -> Library:
     data = Path(options.data_dir or platformdirs.user_data_dir("vae-kit", appauthor=False)).expanduser()
     folders = (*map(Path, options.vae_dir), data / "models" / "VAE", data / "models" / "VAE-taesd", DEMO_FOLDER)
     return Library([Folder(folder) for folder in folders], data / "cache" / "library.json")
+
+
+def open_needs(options: argparse.Namespace) -> NeedsFile:
+    """What VAEs needed to stay finite in half precision, kept beside the hashes."""
+    data = Path(options.data_dir or platformdirs.user_data_dir("vae-kit", appauthor=False)).expanduser()
+    return NeedsFile(data / "cache" / FILE_NAME)
 
 
 def choose(library: Library, name: str, *, quiet: bool) -> Chosen:

@@ -77,7 +77,8 @@ def make_fp16_safe(weights: VaeWeights, images: Sequence[Tensor], *, label: str 
     _refuse_large(after, label)
     error = _error(found, expected)
     if HAS_HALF:
-        half = build(safe, dtype=torch.float16).to(memory_format=torch.channels_last)
+        half: nn.Module = build(safe, dtype=torch.float16)
+        half.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         tried = _outputs(half, images[:TRIED], expected)
         error = max(error, _error(tried, expected[: len(tried)]))
     if not error <= MOST_ERROR:

@@ -6,18 +6,19 @@ steps in fp32; the whole call in fp32 (in bf16 before that, if the user prefers 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sd_vae_kit.core.ladder import run_with_ladder
+from sd_vae_kit.core.ladder import LadderResult, run_with_ladder
 from sd_vae_kit.core.plan import OnStep, Plan, RunStats
 from sd_vae_kit.core.range_guard import HalfIsNotEnough, RangeGuard, check_weights
 from sd_vae_kit.core.ranges import Needs, Ranges
 from sd_vae_kit.core.steps import Program
+from sd_vae_kit.core.streaming import run_streamed
 from sd_vae_kit.errors import NanError
 
 Mode = Literal["auto", "fp32", "never"]
@@ -146,6 +147,8 @@ def run_guarded(
     on_step: OnStep | None = None,
     stats: RunStats | None = None,
     make_room: Callable[[int], bool] | None = None,
+    before: Sequence[nn.Module] = (),
+    has_ladder: bool = True,
 ) -> Guarded:
     """Run a program so that its result is finite, in as little more than the plan's precision as possible.
 
@@ -155,6 +158,8 @@ def run_guarded(
         needs: What this program needed before; None: nothing is known.
         replan: A plan for another type, where the whole call is run in it; None: the same plan in that type.
         label: What messages call the VAE.
+        before: Layers outside of the program that made its input (post_quant_conv, where the caller runs it).
+        has_ladder: False: the plan as it is, without going on to smaller ones where memory runs out.
 
     Raises:
         NanError: The input or the weights are not finite, or no allowed precision is enough; the message says which.
@@ -167,14 +172,18 @@ def run_guarded(
         current = plan if dtype == plan.dtype else _replanned(plan, dtype, replan)
         guard = RangeGuard(
             program, x, dtype, Ranges(program, known), label=label, may_widen=policy.may_use_fp32,
-            may_repair=dtype == torch.float16 and not policy.prefer_bf16,
+            may_repair=dtype == torch.float16 and not policy.prefer_bf16, before=before,
         )  # fmt: skip
-        before = len(counted.bands_by_step)
+        begun = len(counted.bands_by_step)
         try:
-            done = run_with_ladder(
-                program, x, current, on_step=on_step, stats=counted, make_room=make_room,
-                guard=None if policy.mode == "never" else guard,
-            )  # fmt: skip
+            watched = None if policy.mode == "never" else guard
+            if has_ladder:
+                done = run_with_ladder(
+                    program, x, current, on_step=on_step, stats=counted, make_room=make_room, guard=watched
+                )
+            else:
+                result = run_streamed(program, x, current, on_step=on_step, stats=counted, guard=watched)
+                done = LadderResult(result, current, ())
         except HalfIsNotEnough as error:
             step = str(error)
         else:
@@ -183,7 +192,7 @@ def run_guarded(
             found = _found(guard, asked, dtype, program, tally)
             return Guarded(done.result.to(plan.dtype), done.plan, done.failures, found, _learnt(guard, asked, dtype))
         tally.add(guard)
-        tally.recomputed += len(counted.bands_by_step) - before
+        tally.recomputed += max(0, len(counted.bands_by_step) - begun)
         dtype = _next(program, policy, dtype, label, step)
 
 

@@ -52,7 +52,8 @@ def _program(vae: nn.Module, part: Literal["encoder", "decoder"]) -> Program:
     if not isinstance(network, nn.Module):
         network, owner = vae, None
     builder = Builder()
-    names = {module: name for name, module in (owner or network).named_modules()}
+    before = "" if owner is not None else f"{part}."  # a half alone has its names as in the whole VAE
+    names = {module: f"{before}{name}" for name, module in (owner or network).named_modules()}
     builder.names = names
     if part == "decoder":
         builder.optional_conv(getattr(owner, "post_quant_conv", None))

@@ -10,7 +10,7 @@ and values of attention) each band's smallest and largest number is taken instea
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from sd_vae_kit.core.plan import OutOfRange
 from sd_vae_kit.core.ranges import Ranges
 from sd_vae_kit.core.steps import AttentionStep, Program, Step
 from sd_vae_kit.errors import NanError
+
+OUTSIDE = {"decoder": "post_quant_conv", "encoder": "quant_conv"}  # layers between a half and the latent space
 
 
 class HalfIsNotEnough(Exception):  # noqa: N818 - not an error for users: the call is run again in another precision
@@ -39,6 +41,7 @@ class RangeGuard:
         label: What messages call the VAE.
         may_repair: False: the first value out of range ends the run.
         may_widen: False: exponents only, no step in fp32.
+        before: Layers that made the input from somebody else's; they are looked at before that one is blamed.
 
     Attributes:
         recomputed: Step name -> how much of the step was computed again, in steps (a band of a quarter: 0.25).
@@ -47,10 +50,10 @@ class RangeGuard:
 
     def __init__(
         self, program: Program, x: Tensor, dtype: torch.dtype, ranges: Ranges, *, label: str = "this VAE",
-        may_repair: bool = True, may_widen: bool = True,
+        may_repair: bool = True, may_widen: bool = True, before: Sequence[nn.Module] = (),
     ) -> None:  # fmt: skip
         self.program, self.x, self.dtype, self.ranges, self.label = program, x, dtype, ranges, label
-        self.may_repair, self.may_widen = may_repair, may_widen
+        self.may_repair, self.may_widen, self.before = may_repair, may_widen, before
         self.limit = _limit(dtype)
         self.recomputed: dict[str, float] = defaultdict(float)
         self.rescued: list[tuple[str, int]] = []
@@ -92,6 +95,7 @@ class RangeGuard:
         """
         if step.name not in self._examined:
             self._examined.add(step.name)
+            check_weights(self.program, self.label, self.before)
             check_input(self.program, self.x)
             check_weights(self.program, self.label, step_modules(step))
         if not self.may_repair:
@@ -145,20 +149,29 @@ def check_weights(program: Program, label: str, modules: Iterable[nn.Module]) ->
     Raises:
         NanError: It names the first such weight.
     """
-    names = {} if program.root is None else {module: name for name, module in program.root.named_modules()}
+    names = module_names(program)
     for module in modules:
         for own, parameter in module.named_parameters():
             plain: Any = parameter.detach()
             plain = plain.half() if plain.element_size() == 1 and plain.is_floating_point() else plain
             if plain.is_meta or not plain.is_floating_point() or bool(torch.isfinite(plain).all()):
                 continue
-            name = ".".join(part for part in (names.get(module, ""), own) if part)
+            name = ".".join(part for part in (names.get(module, OUTSIDE[program.name]), own) if part)
             if bool(torch.isnan(plain).any()):
                 raise NanError(f"the weights of {label} contain NaN in {name}; download it again or choose another VAE")
             raise NanError(
                 f"the weights of {label} contain infinity in {name}: that weight is beyond the range of "
                 f"{str(plain.dtype).removeprefix('torch.')}; load the VAE in fp32 (--no-half-vae) or choose another"
             )
+
+
+def module_names(program: Program) -> dict[nn.Module, str]:
+    """Names as in the whole VAE, where the program was made of one half only, too."""
+    root = program.root
+    if root is None:
+        return {}
+    before = "" if hasattr(root, program.name) else f"{program.name}."
+    return {module: f"{before}{name}" for name, module in root.named_modules()}
 
 
 def step_modules(step: Step | AttentionStep) -> list[nn.Module]:

@@ -17,15 +17,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sd_vae_kit.core.checkpoint import dtype_name
 from sd_vae_kit.core.cost import predict
-from sd_vae_kit.core.ladder import release_cached, run_with_ladder
+from sd_vae_kit.core.ladder import release_cached
 from sd_vae_kit.core.memory import PlanReport, choose_plan
-from sd_vae_kit.core.plan import BandGuard, OnStep, Plan, RunStats
+from sd_vae_kit.core.needs_file import NeedsFile
+from sd_vae_kit.core.plan import OnStep, Plan, RunStats
+from sd_vae_kit.core.precision import Guarded, run_guarded
 from sd_vae_kit.core.program import Program, decoder_program, encoder_program
 from sd_vae_kit.core.schedule import make_schedule
-from sd_vae_kit.core.streaming import run_streamed
+from sd_vae_kit.core.weights_key import weights_key
 from sd_vae_kit.errors import NoMemoryError, PlanError, StepAsideError, UnsupportedVaeError
+from sd_vae_kit.features.precision import Precision
 from sd_vae_kit.settings import TILING_MODES, TilingSettings
 
 Part = Literal["encoder", "decoder"]
@@ -53,6 +55,8 @@ class RunReport:
         seconds: Wall time.
         failures: One line for each plan that ran out of memory before this one worked.
         steps_shifted, steps_fp32: Steps that precision was rescued in.
+        steps_recomputed: Steps' worth of work that this cost; 0 once the VAE is known.
+        precision: One sentence on it, "" if nothing was done; `precision_infotext` for a picture's parameters.
     """
 
     part: Part
@@ -68,6 +72,9 @@ class RunReport:
     failures: tuple[str, ...] = ()
     steps_shifted: int = 0
     steps_fp32: int = 0
+    steps_recomputed: float = 0.0
+    precision: str = ""
+    precision_infotext: str = ""
 
     @property
     def is_streamed(self) -> bool:
@@ -148,12 +155,13 @@ def mode_of(tiling: TilingSettings, part: str) -> Literal["auto", "always", "nev
 
 
 class VaeRunner:
-    """Runs encoders and decoders; keeps nothing about them but the report of the last run of each kind.
+    """Runs encoders and decoders; keeps the report of the last run of each kind, and what precision each VAE needed.
 
     Several threads may run at once; each finds its own last report in `mine`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, needs: NeedsFile | None = None) -> None:
+        self.needs = NeedsFile(None) if needs is None else needs
         self.last: dict[Part, RunReport] = {}
         self._here = threading.local()
 
@@ -178,7 +186,7 @@ class VaeRunner:
         tiling: TilingSettings,
         on_step: OnStep | None = None,
         make_room: MakeRoom | None = None,
-        guard: BandGuard | None = None,
+        precision: Precision = Precision(),  # noqa: B008 - frozen
     ) -> Tensor:
         """One encode or decode, exactly as the network's own forward but by the plan that fits.
 
@@ -190,7 +198,7 @@ class VaeRunner:
             tiling: The settings that hold for this call; switched off means whole, without falling back to bands.
             on_step: Called with (done, total) bands; False stops the work.
             make_room: Asked for bytes that are missing; frees other models and says whether it freed anything.
-            guard: Sees every band before it is kept.
+            precision: What may be done where half precision overflows, and what messages call the VAE.
 
         Returns:
             (B, C', h', w') on x's device in `dtype`.
@@ -198,6 +206,7 @@ class VaeRunner:
         Raises:
             StepAsideError: The network is not understood; nothing was computed, run its own forward.
             NoMemoryError: Memory ran out with every plan.
+            NanError: Input or weights are not finite, or no allowed precision was enough; the message says which.
             Interrupted: `on_step` returned False.
         """
         began = time.perf_counter()
@@ -207,39 +216,46 @@ class VaeRunner:
         if not chosen.fits and make_room is not None and make_room(chosen.predicted_mb * MB):
             plan, chosen = planned(program, shape, dtype, device, tiling)
         stats = RunStats()
-        failures: tuple[str, ...] = ()
+        key = weights_key(program) if precision.is_on else ""
         try:
-            if mode_of(tiling, part) == "never":
-                result = run_streamed(program, x, plan, on_step=on_step, stats=stats, guard=guard)
-            else:
-                done = run_with_ladder(program, x, plan, on_step=on_step, stats=stats, guard=guard, make_room=make_room)
-                result, plan, failures = done.result, done.plan, done.failures
+            done = run_guarded(
+                program, x, plan, policy=precision.policy, label=precision.label, before=precision.before,
+                needs=self.needs.get(key, part), replan=lambda other: planned(program, shape, other, device, tiling)[0],
+                on_step=on_step, stats=stats, make_room=make_room, has_ladder=mode_of(tiling, part) != "never",
+            )  # fmt: skip
         except NoMemoryError:
             release_cached(device)
             raise
         except (PlanError, UnsupportedVaeError) as error:
             raise StepAsideError(str(error)) from error
-        self._keep(_report(part, plan, chosen, stats, failures, len(program.steps), tiling, began))
-        return result
+        if precision.is_on:
+            self.needs.put(key, part, done.needs)
+        self._keep(_report(part, chosen, stats, done, tiling, began))
+        return done.result
 
     def _keep(self, report: RunReport) -> None:
         self.last[report.part] = self._here.report = report
 
 
 def _report(
-    part: Part, plan: Plan, chosen: PlanReport, stats: RunStats, failures: tuple[str, ...], steps: int,
-    tiling: TilingSettings, began: float,
-) -> RunReport:  # fmt: skip
+    part: Part, chosen: PlanReport, stats: RunStats, done: Guarded, tiling: TilingSettings, began: float
+) -> RunReport:
+    found = done.report
     return RunReport(
         part=part,
-        plan=plan.kind,
+        plan=done.plan.kind,
         bands=max((bands for _, bands in stats.bands_by_step), default=1),
-        steps=steps,
-        dtype=dtype_name(plan.dtype),
+        steps=found.steps,
+        dtype=found.dtype,
         predicted_mb=chosen.predicted_mb,
         whole_mb=chosen.whole_mb,
         budget_mb=chosen.budget_mb if mode_of(tiling, part) != "never" else None,
         fits=chosen.fits,
         seconds=round(time.perf_counter() - began, 3),
-        failures=failures,
+        failures=done.failures,
+        steps_shifted=found.steps_shifted,
+        steps_fp32=found.steps_fp32,
+        steps_recomputed=round(found.steps_recomputed, 3),
+        precision=found.sentence,
+        precision_infotext=found.infotext if found.sentence else "",
     )

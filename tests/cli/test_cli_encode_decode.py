@@ -77,7 +77,9 @@ def test_the_picture_is_the_decoders_and_carries_the_vaes_name_and_hash(cli, tmp
     save_file({"latent": latent}, tmp_path / "out.safetensors")
     data = decode(cli, tmp_path).data
     picture = open_picture(tmp_path / "out.png")
-    np.testing.assert_array_equal(picture.pixels, to_pixels(vae.decode(latent / 0.13025))[0])
+    expected = to_pixels(vae.decode(latent / 0.13025))[0]
+    # sums in another order may round another way, but not by more than one level
+    np.testing.assert_allclose(picture.pixels.astype(int), expected.astype(int), rtol=0, atol=1)
     assert parse(picture.infotext).fields == {
         "Size": "40x24",
         "VAE hash": data["vae_sha256"][:10],

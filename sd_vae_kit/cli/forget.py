@@ -1,0 +1,14 @@
+"""`forget`: what VAEs needed to stay finite in half precision is found out anew."""
+
+from __future__ import annotations
+
+import argparse
+
+from sd_vae_kit.cli.outcome import Outcome
+from sd_vae_kit.cli.vae_choice import open_needs
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Empty the file that the command line and the app keep; a web UI has one of its own, with a button for it."""
+    count = open_needs(options).forget()
+    return Outcome({"forgotten": count}, [f"Forgotten: what {count} halves of VAEs needed."])
