@@ -1,22 +1,25 @@
-"""Time and memory of the streamed VAE beside the ordinary forward.
+"""Time, memory and exactness of the streamed VAE beside the ordinary forward and diffusers' tiling.
 
-    python -m bench                          decode and encode, 512, 768 and 1024 px, fp32 and bf16, 3 repeats
-    python -m bench --sizes 512 --parts decode --dtypes fp32 --repeats 1
-    python -m bench --full                   1536 px too
+    python launch.py bench                   encode and decode, 512, 768 and 1024 px, fp32 and bf16, 3 repeats
+    python launch.py bench --minutes 25      as much of it as fits, the most telling first; run again to go on
+    python launch.py bench --full            1536 px too
+    python launch.py bench --sizes 512 --parts decode --dtypes fp32 --repeats 1
 
 Times are taken interleaved in one process, so that a busy machine disturbs all variants alike; wall clock and
 processor time are both given, because on shared cores only the second repeats.  Peaks are taken in one process each:
-resident memory above what the process with the weights had before.
+resident memory above what the process with the weights had before.  What was measured is kept in `RESULTS.json`, and
+the next run adds what is missing, unless the machine, torch or the engine changed since.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
-import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # AMX rounds fp32 to bf16
@@ -24,11 +27,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads would cou
 
 import torch
 
-from bench.report import Row, write_report
-from bench.variants import FLOOR, ORDINARY, STREAMED, VARIANTS, Subject, clocks, floor_times, plan_for, runner, subject
-from sd_vae_kit.core.cost import MB, predict
+from bench.measure import DTYPES, child_peak, measure_peak, measure_times
+from bench.pictures import picture_errors
+from bench.records import Case, Records, load
+from bench.report import write_report
+from bench.variants import DEFAULT_VARIANTS, FLOOR, VARIANTS, arithmetic
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FIRST_SIZE = 768  # the goals are set from here up
+NO_PEAK = (FLOOR, "ordinary, channels_last")  # the one stores nothing, the other what the ordinary forward stores
+RATES = {"fp32": 3.0e10, "bf16": 6.0e10}  # multiplications per second of two cores, until the first measurement
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work: what it does, and the multiplications of all its variants."""
+
+    label: str
+    dtype: str
+    work: float
+    run: Callable[[], None]
 
 
 def main() -> None:
@@ -37,134 +54,79 @@ def main() -> None:
         print(json.dumps(measure_peak(*options.child)))
         return
     torch.set_num_threads(options.threads)
-    rows: list[Row] = []
-    for dtype in options.dtypes:
-        for part in options.parts:
-            for pixels in options.sizes:
-                rows += measure(part, pixels, dtype, options.repeats, options.variants, options)
-                write_report(rows, options.out, options.threads)
-    print(options.out.read_text())
+    records = load(options.out.with_suffix(".json"), options.threads, options.fresh)
+    left_out = work_off(list(units(options, records)), records, options)
+    write_report(records, options.out, left_out)
+    print(options.out.read_text("utf-8"))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Time and peak memory of every plan.")
+    parser = argparse.ArgumentParser(prog="bench", description="Time, peak memory and exactness of every plan.")
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 768, 1024], help="pixels, multiples of 8")
-    parser.add_argument("--full", action="store_true", help="1536 px too")
-    parser.add_argument("--parts", nargs="+", choices=["decode", "encode"], default=["decode", "encode"])
+    parser.add_argument("--full", action="store_true", help="1536 px, and the plan `whole`, too")
+    parser.add_argument("--parts", nargs="+", choices=["decode", "encode"], default=["encode", "decode"])
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS)
     parser.add_argument("--repeats", type=int, default=3, help="0 measures peaks only")
+    parser.add_argument("--minutes", type=float, help="start nothing that is expected to end later")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--no-peaks", action="store_true")
+    parser.add_argument("--no-pictures", action="store_true", help="leave out the photographs")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "RESULTS.md")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if any(size % 8 or size < 64 for size in options.sizes):
+        parser.error("sizes are multiples of 8, from 64 up")
     options.sizes = sorted({*options.sizes, *([1536] if options.full else [])})
+    options.variants = options.variants or list(VARIANTS if options.full else DEFAULT_VARIANTS)
     return options
 
 
-def measure(
-    part: str, pixels: int, dtype: str, repeats: int, variants: list[str], options: argparse.Namespace
-) -> list[Row]:
-    print(f"{part} {pixels} px {dtype}", file=sys.stderr, flush=True)
-    times, cpu, differences = measure_times(part, pixels, dtype, repeats, variants)
-    rows = []
-    for name in variants:
-        peak = {} if options.no_peaks or name == FLOOR else child_peak(name, part, pixels, dtype, options.threads)
-        rows.append(
-            Row(
-                part,
-                pixels,
-                dtype,
-                name,
-                times.get(name, []),
-                cpu.get(name, []),
-                differences.get(name),
-                peak.get("peak_mb"),
-                peak.get("predicted_mb"),
-            )
-        )
-    return rows
-
-
-@torch.no_grad()
-def measure_times(
-    part: str, pixels: int, dtype: str, repeats: int, variants: list[str]
-) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, float]]:
-    """(wall seconds, processor seconds, max |difference| to the ordinary forward) of every variant, interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    cpu: dict[str, list[float]] = {name: [] for name in variants}
-    differences: dict[str, float] = {}
-    if repeats == 0:
-        return times, cpu, differences
-    it = subject(part, pixels, DTYPES[dtype])
-    runners = {name: runner(name, it) for name in variants if name != FLOOR}
-    reference = None
-    for turn in range(repeats):
-        # every other turn backwards, so that nobody always follows the same neighbour
-        for name in variants if turn % 2 == 0 else variants[::-1]:
-            if name == FLOOR:
-                wall, processor = floor_times(it)
-                times[name].append(wall)
-                cpu[name].append(processor)
+def units(options: argparse.Namespace, records: Records) -> Iterator[Unit]:
+    """What is still to be measured, the most telling first: the goals' size in fp32, then peaks, then repeats."""
+    if not options.no_pictures and not records.pictures:
+        yield Unit("photographs", "fp32", 1.2e12, lambda: records.pictures.extend(picture_errors()))
+    cases = [Case(dtype, part, size) for dtype in options.dtypes for size in options.sizes for part in options.parts]
+    cases.sort(key=importance)
+    arithmetics = {case: arithmetic(case.part, case.pixels) for case in cases}
+    for turn in range(max(1, options.repeats)):
+        for case, work in arithmetics.items():
+            if turn < options.repeats and len(records.row(case, options.variants[0]).times) <= turn:
+                run = lambda case=case: measure_times(case, options.variants, records)  # noqa: E731
+                yield Unit(f"{case}, times {turn + 1}", case.dtype, work * len(options.variants), run)
+            if turn > 0 or options.no_peaks:
                 continue
-            before = clocks()
-            result = runners[name]()
-            wall, processor = (now - then for now, then in zip(clocks(), before, strict=True))
-            times[name].append(wall)
-            cpu[name].append(processor)
-            print(f"  {name}: {times[name][-1]:.1f} s, {cpu[name][-1]:.1f} s of processor", file=sys.stderr, flush=True)
-            if name == ORDINARY and reference is None:
-                reference = result
-            if reference is not None and "tiling" not in name and isinstance(result, torch.Tensor):
-                difference = float((result - reference).abs().max() / reference.abs().max() / 2)
-                differences[name] = max(differences.get(name, 0.0), difference)
-            del result
-    return times, cpu, differences
+            for name in (name for name in options.variants if name not in NO_PEAK):
+                if records.row(case, name).peak_mb is None:
+                    run = lambda case=case, name=name: child_peak(case, name, options.threads, records)  # noqa: E731
+                    yield Unit(f"{case}, peak of {name}", case.dtype, work, run)
 
 
-def child_peak(name: str, part: str, pixels: int, dtype: str, threads: int) -> dict[str, float]:
-    """Run a variant once in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "bench", "--child", name, part, str(pixels), dtype]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        print(f"  {name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-        return {}
-    answer: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"  {name}: {answer}", file=sys.stderr, flush=True)
-    return answer
+def importance(case: Case) -> tuple[bool, ...]:
+    """The goals' size in fp32, then smaller pictures in every type, the goals' size in half precision, larger ones."""
+    is_half, is_first = case.dtype == "bf16", case.pixels == FIRST_SIZE
+    return case.pixels > FIRST_SIZE, is_first and is_half, not is_first, is_half
 
 
-@torch.no_grad()
-def measure_peak(name: str, part: str, pixels: str, dtype: str) -> dict[str, float]:
-    """Resident memory above that of the process with the weights, after a small picture has warmed up the kernels."""
-    warm = subject(part, 64, DTYPES[dtype])
-    it = Subject(warm.vae, part, subject(part, int(pixels), DTYPES[dtype]).x)
-    run_small = runner(name, warm)
-    run_small()
-    run = runner(name, it)
-    del run_small
-    trim()
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    run()
-    answer = {"peak_mb": (status("VmHWM") - before) / 1024}
-    if name in STREAMED:
-        cost = predict(it.program, plan_for(name, it), it.x.shape)
-        answer["predicted_mb"] = cost.peak_bytes / MB
-    return answer
-
-
-def status(field: str) -> int:
-    """A field of /proc/self/status in KB (Linux only)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
-
-
-def trim() -> None:
-    """Give freed memory back to the system, so that it is not counted as there before."""
-    ctypes.CDLL(None).malloc_trim(0)
+def work_off(waiting: list[Unit], records: Records, options: argparse.Namespace) -> list[str]:
+    """Run what fits the time; the labels of what did not."""
+    start, rates, left_out = time.monotonic(), dict(RATES), []
+    for unit in waiting:
+        expected = unit.work / rates[unit.dtype]
+        if options.minutes is not None and time.monotonic() - start + expected > 60 * options.minutes:
+            left_out.append(unit.label)
+            continue
+        print(f"{unit.label} (about {expected:.0f} s)", file=sys.stderr, flush=True)
+        before = time.monotonic()
+        unit.run()
+        if "times" in unit.label:
+            rates[unit.dtype] = unit.work / (time.monotonic() - before)
+        records.save(options.out.with_suffix(".json"))
+        write_report(records, options.out, left_out)
+    if left_out:
+        print(f"No time left for: {'; '.join(left_out)}. Run the same again to go on.", file=sys.stderr)
+    return left_out
 
 
 if __name__ == "__main__":

@@ -2,114 +2,108 @@
 
 from __future__ import annotations
 
-import platform
+import math
 import statistics
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
-
-BASE = "ordinary, NCHW"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One variant at one size.
-
-    Attributes:
-        part: "decode" or "encode".
-        times, cpu: Wall and processor seconds of each repeat.
-        difference: Largest |difference| to the ordinary forward, relative to its range.
-        peak_mb: Activations above the weights, in a process of its own.
-        predicted_mb: What the cost model says, for plans.
-    """
-
-    part: str
-    pixels: int
-    dtype: str
-    name: str
-    times: list[float]
-    cpu: list[float]
-    difference: float | None
-    peak_mb: float | None
-    predicted_mb: float | None
+from bench.pictures import PictureError
+from bench.records import Records, Row
+from bench.variants import FLOOR, ORDINARY
 
 
-def write_report(rows: list[Row], path: Path, threads: int) -> None:
+def write_report(records: Records, path: Path, left_out: list[str]) -> None:
     """Write `path` (markdown) and beside it an SVG with the ratios."""
-    path.write_text(markdown(rows, threads, path.with_suffix(".svg").name))
-    path.with_suffix(".svg").write_text(plot(rows))
+    path.write_text(markdown(records, path.with_suffix(".svg").name, left_out), "utf-8")
+    path.with_suffix(".svg").write_text(plot([row for row in records.rows if row.times or row.peak_mb]), "utf-8")
 
 
-def markdown(rows: list[Row], threads: int, picture: str) -> str:
-    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+def markdown(records: Records, picture: str, left_out: list[str]) -> str:
+    conditions = records.conditions
     lines = [
         "# Measurements",
         "",
-        f"{today}, {machine()}, {threads} threads, torch {torch.__version__}; 83.7 M parameters, random weights.",
+        f"{datetime.now(timezone.utc):%Y-%m-%d}, {conditions['machine']}, {conditions['threads']} threads, "
+        f"torch {conditions['torch']}; 83.7 M parameters, random weights.",
         "Time and peak are ratios to the ordinary contiguous (NCHW) forward of the same size: medians (spread).",
-        "Peak is memory above the weights. Difference is the largest one, relative to the picture's range.",
+        "Peak is memory above the weights; the cost model predicts it for plans. Differences are the largest and the "
+        "mean one to the ordinary forward, relative to the picture's range.",
         "Absolute seconds say little on shared cores; processor time is the steadier ratio there.",
         "",
         f"![ratios]({picture})",
         "",
     ]
-    for key in dict.fromkeys((row.part, row.dtype) for row in rows):
-        part, dtype = key
+    for part, dtype in dict.fromkeys((row.part, row.dtype) for row in records.rows):
+        lines += [f"## {part}, {dtype}", ""]
         lines += [
-            f"## {part}, {dtype}",
-            "",
-            "| px | variant | time | processor time | peak | peak MB | predicted MB | difference |",
-            "|---|---|---|---|---|---|---|---|",
+            "| px | variant | time | processor time | of the floor | peak | peak MB | predicted MB | difference |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
-        for row in rows:
-            if (row.part, row.dtype) == key:
-                lines.append(table_line(row, base_of(row, rows)))
+        rows = [row for row in records.rows if (row.part, row.dtype) == (part, dtype) and (row.times or row.peak_mb)]
+        lines += [table_line(row, records.rows) for row in sorted(rows, key=lambda row: row.pixels)]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *picture_lines(records.pictures), *left_out_lines(left_out)])
 
 
-def base_of(row: Row, rows: list[Row]) -> Row:
-    same = [r for r in rows if (r.part, r.pixels, r.dtype, r.name) == (row.part, row.pixels, row.dtype, BASE)]
-    return same[0] if same else row
+def picture_lines(pictures: list[PictureError]) -> list[str]:
+    if not pictures:
+        return []
+    lines = [
+        f"## Photographs, {pictures[0].pixels} px",
+        "",
+        "Encoded and decoded by the demo VAEs in fp32, beside the ordinary forward; the worst of two photographs.",
+        "",
+        "| VAE | variant | largest difference (of 255) | mean difference | PSNR | bands |",
+        "|---|---|---|---|---|---|",
+    ]
+    for error in pictures:
+        psnr = "equal" if math.isinf(error.psnr) else f"{error.psnr:.1f} dB"
+        bands = error.bands or ""
+        lines.append(f"| {error.vae} | {error.way} | {error.largest:.4f} | {error.mean:.5f} | {psnr} | {bands} |")
+    return [*lines, ""]
 
 
-def table_line(row: Row, base: Row) -> str:
-    peak = f"{row.peak_mb / base.peak_mb:.2f}" if row.peak_mb and base.peak_mb else ""
+def left_out_lines(left_out: list[str]) -> list[str]:
+    return [f"Not measured for want of time: {'; '.join(left_out)}.", ""] if left_out else []
+
+
+def same_case(row: Row, rows: list[Row], name: str) -> Row | None:
+    wanted = (row.part, row.pixels, row.dtype, name)
+    return next((r for r in rows if (r.part, r.pixels, r.dtype, r.name) == wanted), None)
+
+
+def table_line(row: Row, rows: list[Row]) -> str:
+    base, floor = same_case(row, rows, ORDINARY), same_case(row, rows, FLOOR)
+    peak = f"{row.peak_mb / base.peak_mb:.2f}" if base and row.peak_mb and base.peak_mb else ""
+    difference = "" if row.difference is None else f"{row.difference:.1e}, mean {row.mean_difference:.1e}"
     cells = [
-        str(row.pixels), row.name, ratio(row.times, base.times), ratio(row.cpu, base.cpu), peak,
+        str(row.pixels), row.name, ratio(row.times, base), ratio(row.cpu, base, "cpu"), ratio(row.times, floor), peak,
         "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
         "" if row.predicted_mb is None else f"{row.predicted_mb:.0f}",
-        "" if row.difference is None else f"{row.difference:.1e}",
+        difference,
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
 
-def ratio(values: list[float], base: list[float]) -> str:
+def ratio(values: list[float], base: Row | None, clock: str = "times") -> str:
     """Median of the ratios of each repeat, with the smallest and the largest."""
-    if not values or not base:
+    others: list[float] = [] if base is None else getattr(base, clock)
+    ratios = [value / other for value, other in zip(values, others, strict=False)]  # a stopped run has unequal numbers
+    if not ratios:
         return ""
-    ratios = [value / other for value, other in zip(values, base, strict=True)]
     spread = f" ({min(ratios):.2f} .. {max(ratios):.2f})" if len(ratios) > 1 else ""
     return f"{statistics.median(ratios):.2f}{spread}"
-
-
-def machine() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return (names[0] if names else platform.machine()) if info.is_file() else platform.machine()
 
 
 def plot(rows: list[Row]) -> str:
     """Horizontal bars: processor time and peak of each variant as ratios to the ordinary forward."""
     bars = []
     for row in rows:
-        base = base_of(row, rows)
+        base = same_case(row, rows, ORDINARY) or row
         label = f"{row.part} {row.pixels} px {row.dtype}, {row.name}"
         time = statistics.median(row.cpu) / statistics.median(base.cpu) if row.cpu and base.cpu else None
         peak = row.peak_mb / base.peak_mb if row.peak_mb and base.peak_mb else None
-        if row.name != BASE:
+        if row.name != ORDINARY:
             bars.append((label, time, peak))
     height = 22 * len(bars) + 40
     parts = [

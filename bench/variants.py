@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sd_vae_kit.core import memory
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
+from sd_vae_kit.core.cost import predict
 from sd_vae_kit.core.program import AttentionStep, Program, decoder_program, encoder_program
 from sd_vae_kit.core.streaming import Plan, run_streamed
 
@@ -21,6 +22,7 @@ ORDINARY = "ordinary, NCHW"
 FLOOR = "floor (convolutions + attention alone)"
 STREAMED = ("whole", "stream", "stream-lean")
 VARIANTS = (ORDINARY, "ordinary, channels_last", *STREAMED, "diffusers tiling", FLOOR)
+DEFAULT_VARIANTS = tuple(name for name in VARIANTS if name != "whole")  # the same plan as the ordinary forward
 
 
 @dataclass
@@ -66,18 +68,28 @@ def runner(name: str, it: Subject) -> Callable[[], Tensor]:
         )
         return other.ordinary
     if name in STREAMED:
-        plan = plan_for(name, it)
+        plan = plan_for(name, it.program, it.x.shape, it.x.dtype)
         return lambda: run_streamed(it.program, it.x, plan)
     if name == "diffusers tiling":
         return _diffusers_tiling(it)
     raise ValueError(name)
 
 
-def plan_for(kind: str, it: Subject) -> Plan:
-    dtype = it.x.dtype
-    if kind == "whole":
-        return memory.whole_plan(CPU, dtype)
-    return memory.stream_plan(CPU, dtype) if kind == "stream" else memory.lean_plan(it.program, it.x.shape, CPU, dtype)
+def plan_for(kind: str, program: Program, shape: Sequence[int], dtype: torch.dtype) -> Plan:
+    """The plan of this name as it is chosen for a user's picture."""
+    if kind == "stream-lean":
+        return memory.lean_plan(program, shape, CPU, dtype)
+    return next(plan for plan in memory.ladder(program, shape, dtype, CPU, 0) if plan.kind == kind)
+
+
+def arithmetic(part: str, pixels: int) -> float:
+    """Multiplications of the ordinary forward."""
+    with torch.device("meta"):
+        vae = AutoencoderKL(KlConfig())
+    program, shape = decoder_program(vae), (1, 4, pixels // 8, pixels // 8)
+    if part == "encode":
+        program, shape = encoder_program(vae), (1, 3, pixels, pixels)
+    return predict(program, memory.whole_plan(CPU, torch.float32), shape).macs
 
 
 def _diffusers_tiling(it: Subject) -> Callable[[], Tensor]:

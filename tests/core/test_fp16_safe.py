@@ -92,6 +92,7 @@ def test_a_norm_that_is_too_large_itself_is_refused_by_name():
         make_fp16_safe(weights_of(vae), IMAGES, label="x.safetensors")
 
 
+@needs_half
 def test_a_picture_that_would_not_be_the_same_is_refused(monkeypatch):
     monkeypatch.setattr("sd_vae_kit.core.fp16_safe.MOST_ERROR", 1e-9)
     with pytest.raises(NanError, match=r"on sample pictures the result is off by 0\.00. .* nothing was written"):

@@ -7,6 +7,7 @@ letters and computes with torch.nn.functional alone.
 
 import pytest
 import torch
+from overflow_zoo import needs_half
 from torch.nn import functional as F
 from vae_files import picture, randomised, tiny_state, write
 
@@ -119,7 +120,7 @@ def test_a_file_of_any_layout_gives_the_same_picture(tmp_path, variant, layout, 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=needs_half)])
 def test_half_precision_files_are_run_in_fp32_on_request_and_in_their_own_type_else(tmp_path, variant, precision):
     config = config_of(variant, 8)
     halved = {n: t.to(DTYPES[precision]) for n, t in tiny_state(config).items()}

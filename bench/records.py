@@ -1,0 +1,112 @@
+"""Measurements on disk: a run that was stopped, or had no more time, goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from bench.pictures import PictureError
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: one direction at one size in one type."""
+
+    dtype: str
+    part: str
+    pixels: int
+
+    def __str__(self) -> str:
+        return f"{self.part} {self.pixels} px {self.dtype}"
+
+
+@dataclass
+class Row:
+    """One variant of a case.
+
+    Attributes:
+        times, cpu: Wall and processor seconds of each repeat.
+        difference, mean_difference: Largest and mean |difference| to the ordinary forward, relative to its range.
+        peak_mb: Activations above the weights, in a process of its own.
+        predicted_mb: What the cost model says, for plans.
+    """
+
+    part: str
+    pixels: int
+    dtype: str
+    name: str
+    times: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    difference: float | None = None
+    mean_difference: float | None = None
+    peak_mb: float | None = None
+    predicted_mb: float | None = None
+
+
+@dataclass
+class Records:
+    """Everything measured so far.
+
+    Attributes:
+        conditions: Machine, torch, threads and the engine's own text: measurements of others are not mixed in.
+        rows: By case and variant.
+        pictures: Errors on photographs.
+    """
+
+    conditions: dict[str, str]
+    rows: list[Row] = field(default_factory=list)
+    pictures: list[PictureError] = field(default_factory=list)
+
+    def row(self, case: Case, name: str) -> Row:
+        """The variant's row, made if it is not there yet."""
+        for row in self.rows:
+            if (row.part, row.pixels, row.dtype, row.name) == (case.part, case.pixels, case.dtype, name):
+                return row
+        self.rows.append(Row(case.part, case.pixels, case.dtype, name))
+        return self.rows[-1]
+
+    def save(self, path: Path) -> None:
+        text = {"conditions": self.conditions, "rows": [asdict(row) for row in self.rows]}
+        path.write_text(json.dumps({**text, "pictures": [asdict(p) for p in self.pictures]}, indent=1), "utf-8")
+
+
+def load(path: Path, threads: int, is_fresh: bool) -> Records:
+    """What was measured before under the same conditions, else nothing."""
+    conditions = {
+        "machine": machine(), "torch": torch.__version__, "threads": str(threads), "engine": engine_hash(),
+        "oneDNN": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+    }  # fmt: skip
+    if not path.is_file() or is_fresh:
+        return Records(conditions)
+    found = json.loads(path.read_text("utf-8"))
+    changed = [key for key, value in conditions.items() if found["conditions"].get(key) != value]
+    if changed:
+        print(f"Measured anew: {', '.join(changed)} changed since {path.name}.")
+        return Records(conditions)
+    rows, pictures = [Row(**row) for row in found["rows"]], [PictureError(**p) for p in found["pictures"]]
+    return Records(conditions, rows, pictures)
+
+
+def engine_hash() -> str:
+    """Of what is measured: the package's core and the variants."""
+    digest = hashlib.sha256()
+    for path in sorted([*(ROOT / "sd_vae_kit" / "core").glob("*.py"), ROOT / "bench" / "variants.py"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def machine() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()
