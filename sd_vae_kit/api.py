@@ -26,6 +26,7 @@ from sd_vae_kit import __version__
 from sd_vae_kit.core.detect import parameter_counts
 from sd_vae_kit.core.vae import Vae, build, choose_format
 from sd_vae_kit.errors import LatentFileError, PictureError, StepAsideError, VaeKitError, VaeNotFoundError
+from sd_vae_kit.features.precision import Precision
 from sd_vae_kit.features.tiling import Part, VaeRunner
 from sd_vae_kit.latent_file import NAME, LatentFile, check_latent
 from sd_vae_kit.library import Entry, Library
@@ -51,6 +52,9 @@ class ApiBackend(Protocol):
 
     def api_status(self) -> dict[str, object]:
         """Fields of `Status`."""
+
+    def forget_precision(self) -> int:
+        """Forget what VAEs needed in half precision; how many halves that were."""
 
     def computing(self) -> AbstractContextManager[torch.device]:
         """Hold while the API computes; gives the device."""
@@ -139,6 +143,12 @@ class DecodeRequest(BaseModel):
     dtype: Dtype = "auto"
 
 
+class Forgotten(BaseModel):
+    """What was forgotten of what VAEs needed to stay finite in half precision."""
+
+    forgotten: int = Field(description="encoders and decoders about which something was known")
+
+
 class Decoded(Run):
     """A picture."""
 
@@ -164,6 +174,7 @@ def make_router(backend: ApiBackend, dependencies: Sequence[Any] = ()) -> APIRou
         ("GET", "/status", api.status, Status),
         ("POST", "/encode", api.encode, Encoded),
         ("POST", "/decode", api.decode, Decoded),
+        ("POST", "/forget-precision", api.forget_precision, Forgotten),
     ]
     for method, path, endpoint, model in routes:
         router.add_api_route(path, endpoint, methods=[method], response_model=model)
@@ -175,6 +186,10 @@ class Api:
 
     def __init__(self, backend: ApiBackend) -> None:
         self._backend = backend
+
+    def forget_precision(self) -> Forgotten:
+        """What VAEs needed to stay finite in half precision is found out anew."""
+        return Forgotten(forgotten=self._backend.forget_precision())
 
     def list(self) -> VaeList:
         """All VAE files, those that cannot be used with the reason."""
@@ -255,7 +270,15 @@ class Api:
 
         def network(half: Part, x: Tensor) -> Tensor:
             try:
-                result = runner.run(vae.module, half, x, dtype=x.dtype, device=x.device, tiling=tiling)
+                result = runner.run(
+                    vae.module,
+                    half,
+                    x,
+                    dtype=x.dtype,
+                    device=x.device,
+                    tiling=tiling,
+                    precision=Precision(label=vae.label),
+                )
             except StepAsideError:  # its own forward does what it can
                 return vae.module.encode(x) if half == "encoder" else vae.module.decode(x)
             if runner.mine is not None:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from sd_vae_kit.catalogue import Catalogue, KnownVae
 from sd_vae_kit.core.latent_format import FORMATS, family_label, split_family
+from sd_vae_kit.core.needs_file import NeedsFile
 from sd_vae_kit.errors import OptionError, RulesError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.features import gallery, rules
 from sd_vae_kit.features.gallery_row import GalleryRow
@@ -55,6 +56,7 @@ class CatalogueService:
         refresh: Lists files that have come.
         tiny: Files of the TAESD family, where the program keeps them apart.
         forbidden: Why files may not be written or opened for whoever uses the page; "" if they may.
+        needs: What VAEs needed to stay finite in half precision.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class CatalogueService:
         refresh: Callable[[], object],
         tiny: Library | None = None,
         forbidden: Callable[[], str] = lambda: "",
+        needs: NeedsFile | None = None,
     ) -> None:
         self._host = host
         self._library = library
@@ -86,6 +89,7 @@ class CatalogueService:
         self._apply = apply
         self._refresh = refresh
         self._forbidden = forbidden
+        self._needs = NeedsFile(None) if needs is None else needs
         self._wanted = ""
         self._installer = Installer(folder, lambda: host.settings.download, self._installed)
 
@@ -134,6 +138,11 @@ class CatalogueService:
         """Raise `OptionError` where whoever uses the page may change nothing."""
         if reason := self._forbidden():
             raise OptionError(reason)
+
+    def forget_precision(self) -> Message:
+        self._may_write()
+        count = self._needs.forget()
+        return Message(f"Forgotten: what {count} halves of VAEs needed." if count else "There was nothing to forget.")
 
     # --- downloads ---
 

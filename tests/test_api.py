@@ -25,6 +25,9 @@ class Backend:
         self.computed = 0
         self.tiling = TilingSettings()
 
+    def forget_precision(self):
+        return 2
+
     def api_status(self):
         return {"host": "test", "vae": "a.safetensors", "reason": "because", "warnings": ["careful"]}
 
@@ -75,6 +78,10 @@ def test_status(client):
     status = client.get(f"{PREFIX}/status").json()
     assert (status["vae"], status["reason"], status["warnings"]) == ("a.safetensors", "because", ["careful"])
     assert status["version"]
+
+
+def test_what_vaes_needed_is_forgotten_on_request(client):
+    assert post(client, "/forget-precision") == (200, {"forgotten": 2})
 
 
 def test_inspect(client, tmp_path):

@@ -15,6 +15,8 @@ from sd_vae_kit.catalogue import Catalogue, catalogue
 from sd_vae_kit.catalogue_service import CatalogueService
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.core.latent_format import FORMATS
+from sd_vae_kit.core.needs_file import NeedsFile
+from sd_vae_kit.core.ranges import Needs
 from sd_vae_kit.errors import ConsentError, OptionError, RulesError, VaeNotFoundError
 from sd_vae_kit.features import gallery
 from sd_vae_kit.features.guard_family import FamilyGuard
@@ -90,6 +92,7 @@ def service(tmp_path, server, content, applied, forbidden):
         apply=lambda: applied.append(True),
         refresh=library.refresh,
         forbidden=lambda: forbidden[0],
+        needs=NeedsFile(tmp_path / "needs.json"),
     )
     yield service
     service.close()
@@ -234,3 +237,14 @@ def test_cards_are_appended_to_the_text_and_not_saved(service, tmp_path):
 def test_a_broken_rules_file_does_not_hide_the_list(service, tmp_path):
     (tmp_path / "vae_rules.json").write_text("{", "utf-8")
     assert service.rows()
+
+
+def test_what_vaes_needed_in_half_precision_is_forgotten(service, tmp_path, forbidden):
+    NeedsFile(tmp_path / "needs.json").put("abc", "decoder", Needs({"decoder.conv_in": 4}))
+    forbidden[0] = "Not here."
+    with pytest.raises(OptionError, match=r"^Not here\.$"):
+        service.forget_precision()
+    forbidden[0] = ""
+    assert service.forget_precision().text == "Forgotten: what 1 halves of VAEs needed."
+    assert not (tmp_path / "needs.json").exists()
+    assert service.forget_precision().text == "There was nothing to forget."

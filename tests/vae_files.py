@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -89,3 +90,14 @@ def amplify_stream(vae: nn.Module, part: str, exponent: int) -> None:
         if name.endswith(("upsample.conv", "downsample.conv")):
             scale(module, exponent, weight=False)
     network.norm_out.eps *= 4.0**exponent
+
+
+def has_half_convolutions() -> bool:
+    try:
+        torch.conv2d(torch.zeros(1, 1, 2, 2, dtype=torch.float16), torch.zeros(1, 1, 1, 1, dtype=torch.float16))
+    except RuntimeError:
+        return False
+    return True
+
+
+needs_half = pytest.mark.skipif(not has_half_convolutions(), reason="this torch has no fp16 convolution on the CPU")

@@ -28,10 +28,16 @@ class NanRepairs:
             replace(processing, "decode_latent_batch", self._decode_latent_batch)
 
     def _test_for_nans(self, original: Callable[..., None], x: Tensor, where: str, *args: object) -> None:
-        """The program's own error, in its own words, wherever the value is (modules/devices.py:242)."""
-        if self._host.repairs.nan_check and not bool(torch.isfinite(x).all()):
-            x = torch.full_like(x, float("nan"))
-        original(x, where, *args)
+        """The program's own error wherever the value is, and whose fault it is (modules/devices.py:242)."""
+        if not self._host.repairs.nan_check or bool(torch.isfinite(x).all()):
+            original(x, where, *args)
+            return
+        try:
+            original(torch.full_like(x, float("nan")), where, *args)  # switched off by --disable-nan-check
+        except devices.NansException as error:
+            if where != "unet":
+                raise
+            raise devices.NansException(f"the latent already contains NaN: the sampler, not the VAE. {error}") from None
 
     def _decode_latent_batch(self, original: Callable[..., Any], model: Any, *args: object, **kwargs: object) -> Any:
         """The VAE goes back to the type it had (modules/processing.py:661)."""

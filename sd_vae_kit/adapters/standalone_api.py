@@ -27,6 +27,10 @@ class StandaloneApi:
     def tiling(self) -> TilingSettings:
         return self.host.settings.tiling
 
+    def forget_precision(self) -> int:
+        """Forget what VAEs needed in half precision; how many halves that were."""
+        return self.host.runner.needs.forget()
+
     def api_status(self) -> dict[str, object]:
         """Which VAE is live and why."""
         active = self.swapper.active

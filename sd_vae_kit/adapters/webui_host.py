@@ -506,6 +506,10 @@ class WebuiHost(CallsHost):
         module = self.first_stage_of(model)
         return module is not None and is_blank(module)
 
+    def forget_precision(self) -> int:
+        """Forget what VAEs needed in half precision; how many halves that were."""
+        return self.calls.runner.needs.forget()
+
     def label_of(self, vae: nn.Module) -> str:
         active = self.active()
         entry = active.decision.entry if active is not None else None

@@ -62,6 +62,7 @@ class StandaloneProgram:
             active=lambda: self._live_entry().name,
             apply=self._choose,
             refresh=library.refresh,
+            needs=host.runner.needs,
         )
         self._jobs = JobRunner(host, shown, host.folders.data)
         host.describe_live = self._describe_live

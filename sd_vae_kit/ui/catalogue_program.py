@@ -75,6 +75,9 @@ class CatalogueProgram(Protocol):
     def reveal(self, key: str) -> Message:
         """Show an installed file in the system's file manager."""
 
+    def forget_precision(self) -> Message:
+        """Forget what VAEs needed to stay finite in half precision."""
+
     def rules_text(self) -> str:
         """The rules file."""
 

@@ -96,6 +96,10 @@ def build_catalogue(catalogue: CatalogueProgram, page: gr.Blocks, beside: Neighb
     _connect_install(catalogue, view, page, beside)
     _heading("Rules", "Which VAE goes with which checkpoint and pass while SD VAE says Automatic.", "rules_heading")
     _build_rules(catalogue, page, beside)
+    _heading(
+        "Precision", "What a VAE needed to stay finite in half precision is kept for the next picture.", "precision"
+    )
+    _build_precision(catalogue)
 
 
 def notice_html(catalogue: CatalogueProgram) -> str:
@@ -298,6 +302,13 @@ def _answered(ask: Callable[[], Message]) -> str:
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def _build_precision(catalogue: CatalogueProgram) -> None:
+    with gr.Row(elem_classes=["vk-choose"]):
+        forget = gr.Button("Forget what was learnt", elem_id=_id("forget"), size="sm", scale=0, min_width=200)
+    told = gradio_compat.html("", _id("forgotten"), often_empty=True)
+    gradio_compat.listen(forget, "click", lambda: _answered(catalogue.forget_precision), (), [told])
 
 
 def _build_rules(catalogue: CatalogueProgram, page: gr.Blocks, beside: Neighbours) -> None:

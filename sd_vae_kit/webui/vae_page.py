@@ -59,6 +59,7 @@ def service_of(host: WebuiHost) -> CatalogueService | None:
             refresh=host.refresh,
             tiny=host.tiny_library(),
             forbidden=forbidden,
+            needs=host.calls.runner.needs,
         )
     service: CatalogueService = host.catalogue
     return service

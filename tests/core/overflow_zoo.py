@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from math import floor, log2
 
-import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from vae_files import amplify_stream, scale
 from vae_zoo import picture, small_vae
 
@@ -175,17 +173,6 @@ CASES = {"stream": stream_case, "inner": inner_case, "query": query_case, "last 
 
 def rms(x: Tensor) -> float:
     return float(x.double().square().mean().sqrt())
-
-
-def has_half_convolutions() -> bool:
-    try:
-        F.conv2d(torch.zeros(1, 1, 2, 2, dtype=HALF), torch.zeros(1, 1, 1, 1, dtype=HALF))
-    except RuntimeError:
-        return False
-    return True
-
-
-needs_half = pytest.mark.skipif(not has_half_convolutions(), reason="this torch has no fp16 convolution on the CPU")
 
 
 def plan(dtype=HALF, *, band_bytes=6000, stored=None):

@@ -4,10 +4,9 @@ import pytest
 import torch
 from overflow_zoo import (
     base_vae,
-    needs_half,
     rms,
 )
-from vae_files import amplify_stream, scale
+from vae_files import amplify_stream, needs_half, scale
 from vae_zoo import picture
 
 from sd_vae_kit.core.checkpoint import TensorInfo

@@ -17,7 +17,6 @@ from overflow_zoo import (
     case,
     check,
     levels,
-    needs_half,
     plan,
     rescued,
     rms,
@@ -27,7 +26,7 @@ from overflow_zoo import (
 )
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from vae_files import amplify_stream, scale
+from vae_files import amplify_stream, needs_half, scale
 from vae_zoo import CastingConv, picture, recast, set_padding_mode
 
 from sd_vae_kit.core.needs_file import NeedsFile

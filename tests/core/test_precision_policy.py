@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from overflow_zoo import CASES, CPU, FULL, HALF, base_vae, case, check, needs_half, plan, rescued, rms
+from overflow_zoo import CASES, CPU, FULL, HALF, base_vae, case, check, plan, rescued, rms
 from torch import nn
+from vae_files import needs_half
 from vae_zoo import picture
 
 from sd_vae_kit.core.needs_file import NeedsFile

@@ -58,6 +58,10 @@ class FakeCatalogue:
     def reveal(self, key):
         return Message(f"The file is {key}.")
 
+    def forget_precision(self):
+        self.calls.append("forget")
+        return Message("Forgotten: what 2 halves of VAEs needed.")
+
     def rules_text(self):
         return "{}"
 

@@ -46,6 +46,8 @@ def test_the_page_has_the_part_and_the_shortcut_under_their_ids():
         "save_rules",
         "import_cards",
         "told",
+        "forget",
+        "forgotten",
     ]
     assert {f"vae_kit_catalogue_{name}" for name in names} <= ids.keys()
 
@@ -115,6 +117,8 @@ def test_the_buttons_answer():
     assert catalogue.calls == ["Known"]
     assert "is installed" in steps[-2][0]
     assert len({len(step) for step in steps}) == 1
+    forget = handlers_of(blocks, "vae_kit_catalogue_forget")["click"]
+    assert "Forgotten: what 2 halves of VAEs needed." in forget()
     tiny = handlers_of(blocks, "vae_kit_catalogue_tiny")["click"]
     assert "is installed" in list(tiny())[-1]
     assert catalogue.calls[-1] == "tiny"
