@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
-from vae_zoo import SMALL, LdmDecoder, LdmVae, liven, picture, small_vae
+from vae_zoo import SMALL, LdmDecoder, LdmVae, liven, picture, set_padding_mode, small_vae
 
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.core.builder import is_pointwise
 from sd_vae_kit.core.program import AttentionStep, Step, decoder_program, encoder_program
+from sd_vae_kit.core.schedule import all_values, must_be_stored
 from sd_vae_kit.core.streaming import Plan, RunStats, run_streamed
 from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.errors import UnsupportedVaeError
@@ -123,6 +126,50 @@ class PooledBlock(nn.Module):
     def forward(self, x):
         x = x + self.pool(x)
         return self.fuse(self.conv(x) + self.skip(x))
+
+
+def _diffusers_kl():
+    diffusers = pytest.importorskip("diffusers")
+    return diffusers.AutoencoderKL(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1,
+    )  # fmt: skip
+
+
+LAYOUTS = {
+    # layout: (VAE, its ordinary decode)
+    "own": (lambda: AutoencoderKL(KlConfig(SMALL, SMALL)), lambda vae, z: vae.decode(z)),
+    "own, no quant_conv": (lambda: small_vae(quant=False), lambda vae, z: vae.decode(z)),
+    "ldm": (lambda: LdmVae(LdmDecoder(), True), lambda vae, z: vae.decode(z)),
+    "sd3": (lambda: LdmVae(LdmDecoder(wide_shortcut=True), False), lambda vae, z: vae.decode(z)),
+    "diffusers": (_diffusers_kl, lambda vae, z: vae.decode(z).sample),
+    "taesd": (lambda: TinyAutoencoder(TinyConfig(width=16)), lambda vae, z: vae.decode(z)),
+}
+
+
+@settings(max_examples=30)
+@given(
+    layout=st.sampled_from(list(LAYOUTS)),
+    height=st.integers(1, 12),
+    width=st.integers(1, 9),
+    batch=st.integers(1, 2),
+    band_bytes=st.sampled_from([1, 4_000, 20_000, 100_000]),
+    padding=st.sampled_from(["zeros", "circular", "reflect"]),
+    leaving_out=st.lists(st.integers(1, 17), max_size=9),
+)
+def test_every_layout_at_any_size_and_padding(layout, height, width, batch, band_bytes, padding, leaving_out):
+    torch.manual_seed(0)
+    make, forward = LAYOUTS[layout]
+    vae = set_padding_mode(liven(make()), padding)
+    z = picture(4, height + (padding == "reflect"), width + (padding == "reflect"), batch)
+    program, stats = decoder_program(vae), RunStats()
+    stored = (all_values(program) - set(leaving_out)) | must_be_stored(program)
+    with torch.no_grad():
+        expected = forward(vae, z)
+    y = run_streamed(program, z, Plan("stream-lean", CPU, z.dtype, stored, band_bytes), stats=stats)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-4 * max(1.0, float(expected.abs().max())))
+    assert stats.bands >= batch * len(stored)
+    assert band_bytes > 1 or height < 3 or stats.bands > batch * len(stored)
 
 
 def test_taef2_blocks_with_a_norm_are_streamed_exactly():
