@@ -64,6 +64,7 @@ class SdNextHost(WebuiHost):
         module = self.first_stage_of(self.model)
         if module is not None and not self.patches.is_applied(type(module), VAE_CALLS[0]):
             self.guard_calls(type(module), VAE_CALLS)  # type: ignore[arg-type]  # a class, so that no model is kept
+        self.calls.install()
         self.forget_unloaded()
 
     def _replace(self, owner: object, name: str, method: Callable[..., Any]) -> None:
@@ -222,7 +223,7 @@ class SdNextHost(WebuiHost):
 
     def _process_images_inner(self, original: Callable[..., object], p: Any, *args: Any, **kwargs: Any) -> object:
         """The job's own VAE ends with the job, also with one that fails."""
-        with self.job():
+        with self.job(), self.calls.job(p):
             return original(p, *args, **kwargs)
 
 

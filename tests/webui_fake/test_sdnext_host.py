@@ -97,3 +97,20 @@ def test_streamed_weights_are_left_to_the_program(webui, host):
     webui.shared.opts.set("sd_vae", "plain.safetensors")
     assert webui.host_loaded == ["reload"]
     assert host.status().reason
+
+
+def test_jobs_in_bands_give_the_pipelines_own_picture(webui, host, script):
+    """diffusers' own decoder; its class belongs to other pipelines, too."""
+    from diffusers.models.autoencoders.vae import Decoder
+
+    webui.load_model()
+    webui.latent = torch.randn(1, 4, 32, 24, generator=torch.Generator().manual_seed(0))
+    own = webui.generate(script, "Automatic", "Automatic", "Off").pictures[0]
+    assert host.calls.runner.last == {}
+    job = webui.generate(script, "Automatic", "Automatic", "Always stream")
+    torch.testing.assert_close(job.pictures[0], own, atol=1e-5, rtol=0)
+    assert host.calls.runner.last["decoder"].bands > 1
+    assert job.extra_generation_params["VAE Kit tiling"].startswith("stream in ")
+    assert host.calls.forecast((64, 64), type(host.calls.job_tiling)())[-1].text == "will run whole"
+    host.remove()
+    assert "__vae_kit_patch__" not in vars(Decoder.forward)
