@@ -1,5 +1,7 @@
 """An extension for tests: convolutions whose result is larger than a limit raise what a full graphics card raises.
 
+It also seeds what web UIs leave to chance: an encode draws from the posterior by the process's own random numbers.
+
 Linked beside ours; `POST /memory-limit?mb=N` sets the limit, 0 takes it away.  It is a real limit for whoever computes:
 the web UI's own forward meets it as ours does.
 """
@@ -10,7 +12,7 @@ from pathlib import Path
 
 SCRIPT = """
 import torch
-from modules import script_callbacks
+from modules import script_callbacks, scripts
 
 LIMIT = {"mb": 0, "hits": 0}
 REAL = torch.nn.functional.conv2d
@@ -25,6 +27,17 @@ def limited(input, weight, bias=None, *args, **kwargs):
 
 
 torch.nn.functional.conv2d = limited
+
+
+class SeededTest(scripts.Script):
+    def title(self):
+        return "Seeded test"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def process(self, p, *args):
+        torch.manual_seed(0)
 
 
 def add_route(demo, app):
