@@ -45,7 +45,9 @@ def test_medvram_a_password_and_a_setting_that_cannot_be_honoured(started):
     assert webui.call("/sdapi/v1/options").body["sd_vae"] == "wrong.safetensors"
     own = webui.txt2img()
     size = {"width": 192, "height": 256}
+    webui.set(vae_kit_precision_mode="Never")  # the program's own forward
     whole = webui.txt2img(**size, alwayson_scripts={"VAE Kit": {"args": ["Automatic", "Automatic", "Off"]}})
+    webui.set(vae_kit_precision_mode="Automatic")
     bands = webui.txt2img(**size, alwayson_scripts={"VAE Kit": {"args": ["Automatic", "Automatic", "Always stream"]}})
     assert webui.status()["last_decode"]["bands"] > 1
     assert abs(bands.pixels.astype(int) - whole.pixels.astype(int)).max() <= 1

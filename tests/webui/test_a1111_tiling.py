@@ -57,6 +57,18 @@ def mask():
     return base64.b64encode(file.getvalue()).decode()
 
 
+def own_of(webui, kind, **request):
+    """The program's own pictures: neither in bands nor watched for overflows, which runs the network our way, too."""
+    assert webui.set(vae_kit_precision_mode="Never").status == 200
+    before = webui.status()["last_decode"]
+    try:
+        made = all_of(webui, kind, **request, **OFF)
+    finally:
+        webui.set(vae_kit_precision_mode="Automatic")
+    assert webui.status()["last_decode"] == before, "our way was not taken"
+    return made.astype(int)
+
+
 def all_of(webui, kind, **request):
     """Every picture of an answer: [n, H, W, 3]."""
     answer = webui.call(f"/sdapi/v1/{kind}", {**SMALL, **SIZE, **request})
@@ -86,7 +98,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_streamed_picture_is_the_hosts_own(webui, case):
     kind, request = CASES[case]
-    own = all_of(webui, kind, **request, **OFF).astype(int)
+    own = own_of(webui, kind, **request)
     for how in (ALWAYS, TIGHT):
         streamed = all_of(webui, kind, **request, **how).astype(int)
         status = webui.status()
@@ -150,7 +162,7 @@ def test_requests_to_the_old_tiled_vae_are_taken(webui):
     def old(enabled):
         return {"alwayson_scripts": {"Tiled VAE": {"args": [enabled, 256, 48, True, True, True, False]}}}
 
-    own = all_of(webui, "txt2img", width=576, height=640, **OFF).astype(int)
+    own = own_of(webui, "txt2img", width=576, height=640)
     tiled = all_of(webui, "txt2img", width=576, height=640, **old(True)).astype(int)
     assert webui.status()["last_decode"]["bands"] > 1
     assert abs(tiled - own).max() <= 1
@@ -185,7 +197,7 @@ def test_the_xyz_plot_has_mode_and_budget(webui):
 
 def test_where_memory_runs_out_the_picture_comes_all_the_same(webui):
     """The limit of the test extension: the host's own forward fails, ours goes down the ladder."""
-    own = all_of(webui, "txt2img", **OFF).astype(int)
+    own = own_of(webui, "txt2img")
     webui.call("/memory-limit?mb=3", {})
     refused = webui.try_txt2img(**SIZE, **OFF)
     assert refused.status == 500

@@ -56,6 +56,18 @@ def tiling(mode, memory_mb=0, parts="As in Settings"):
 OFF, AUTO, ALWAYS, TIGHT = tiling("Off"), tiling("Auto"), tiling("Always stream"), tiling("Auto", 1)
 
 
+def own_of(webui, kind, **request):
+    """The program's own pictures: neither in bands nor watched for overflows, which runs the network our way, too."""
+    assert webui.set(vae_kit_precision_mode="Never").status == 200
+    before = webui.status()["last_decode"]
+    try:
+        made = all_of(webui, kind, **request, **OFF)
+    finally:
+        webui.set(vae_kit_precision_mode="Automatic")
+    assert webui.status()["last_decode"] == before, "our way was not taken"
+    return made.astype(int)
+
+
 def all_of(webui, kind, **request):
     """Every picture of an answer: [n, H, W, 3]."""
     answer = webui.call(f"/sdapi/v1/{kind}", {**SMALL, **SIZE, **request})
@@ -90,7 +102,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_streamed_picture_is_the_hosts_own(webui, case):
     kind, request = CASES[case]
-    own = all_of(webui, kind, **request, **OFF).astype(int)
+    own = own_of(webui, kind, **request)
     for how in (ALWAYS, TIGHT):
         streamed = all_of(webui, kind, **request, **how).astype(int)
         status = webui.status()
@@ -111,7 +123,7 @@ def test_the_infotext_says_what_was_done_and_what_was_chosen(webui):
 
 def test_the_hosts_own_tiling_is_stepped_aside_for(webui):
     """Never OOM tiles in three averaged passes; ours says so once and leaves the calls to it."""
-    own = all_of(webui, "txt2img", **OFF).astype(int)
+    own = own_of(webui, "txt2img")
     args = [False, True]  # UNet always offloaded, VAE always tiled
     both = {"alwayson_scripts": {**ALWAYS["alwayson_scripts"], NEVER_OOM: {"args": args}}}
     for _ in range(2):
@@ -125,7 +137,7 @@ def test_the_hosts_own_tiling_is_stepped_aside_for(webui):
 
 def test_where_memory_runs_out_ours_goes_down_the_ladder_instead_of_tiling_inexactly(webui):
     """The limit of the test extension: left to itself, the host falls back to its three averaged passes."""
-    own = all_of(webui, "txt2img", width=320, **OFF).astype(int)
+    own = own_of(webui, "txt2img", width=320)
     webui.call("/memory-limit?mb=3", {})
     made = all_of(webui, "txt2img", width=320, **AUTO).astype(int)
     assert webui.call("/memory-limit?mb=0", {}).body["hits"] > 0

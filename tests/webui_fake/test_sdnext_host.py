@@ -105,7 +105,9 @@ def test_jobs_in_bands_give_the_pipelines_own_picture(webui, host, script):
 
     webui.load_model()
     webui.latent = torch.randn(1, 4, 32, 24, generator=torch.Generator().manual_seed(0))
+    webui.shared.opts.data["vae_kit_precision_mode"] = "Never"
     own = webui.generate(script, "Automatic", "Automatic", "Off").pictures[0]
+    del webui.shared.opts.data["vae_kit_precision_mode"]
     assert host.calls.runner.last == {}
     job = webui.generate(script, "Automatic", "Automatic", "Always stream")
     torch.testing.assert_close(job.pictures[0], own, atol=1e-5, rtol=0)

@@ -63,10 +63,18 @@ def messages(host):
     return said
 
 
+def by_itself(webui, script):
+    """The picture by the program's own forward: neither in bands nor watched for overflows."""
+    webui.shared.opts.data["vae_kit_precision_mode"] = "Never"
+    try:
+        return webui.generate(script, *OFF).pictures[0]
+    finally:
+        del webui.shared.opts.data["vae_kit_precision_mode"]
+
+
 @pytest.fixture
 def own(webui, script):
-    """The picture by the program's own forward."""
-    return webui.generate(script, *OFF).pictures[0]
+    return by_itself(webui, script)
 
 
 def last(host):
@@ -165,7 +173,7 @@ def test_seamless_pictures_are_padded_in_a_circle(webui, host, script):
     for module in webui.shared.sd_model.modules():  # as sd_hijack.apply_circular does
         if isinstance(module, torch.nn.Conv2d):
             module.padding_mode = "circular"
-    own = webui.generate(script, *OFF).pictures[0]
+    own = by_itself(webui, script)
     assert_close(webui.generate(script, *ALWAYS).pictures[0], own, atol=1e-5, rtol=0)
     assert last(host).bands > 1
 
@@ -223,7 +231,7 @@ def test_a_vae_nobody_knows_is_left_to_the_program_and_that_is_said_once(webui, 
     said = [m for m in messages if "decoder itself, without VAE Kit" in m]
     assert len(said) == 1
     assert "mid was changed by another extension" in said[0]
-    assert "This VAE runs without VAE Kit: mid was changed" in sentence(webui, host)
+    assert "This VAE runs without VAE Kit: decoder.mid was changed" in sentence(webui, host)
 
 
 # --- while a job runs ------------------------------------------------------------------------------------------------
@@ -331,7 +339,7 @@ def test_memory_that_runs_out_is_one_line_and_the_picture_comes(webui, host, scr
         return real(*args, **kwargs)
 
     webui.latent = torch.randn(1, 4, 96, 96)
-    expected = webui.generate(script, *OFF).pictures[0]
+    expected = by_itself(webui, script)
     monkeypatch.setattr(torch.nn.functional, "silu", silu)
     made = webui.generate(script, "Automatic", "Automatic", "Auto").pictures[0]
     assert_close(made, expected, atol=1e-5, rtol=0)
@@ -471,14 +479,14 @@ def test_forge_asks_for_the_room_that_we_predict(forge):
     from sd_vae_kit.webui.running import running
 
     script = forge_script()
-    own = forge.generate(script, *OFF).pictures[0]
+    own = by_itself(forge, script)
     made = forge.generate(script, *ALWAYS).pictures[0]
     assert_close(made.clone(), own.clone(), atol=1e-5, rtol=0)
     host = running()
     report = host.calls.runner.last["decoder"]
     assert report.bands > 1
-    by_itself, by_us = memory_of(forge).asked
-    assert by_itself == 2178 * 32 * 24 * 64 * 4
+    by_the_program, by_us = memory_of(forge).asked
+    assert by_the_program == 2178 * 32 * 24 * 64 * 4
     assert by_us == report.predicted_mb * 2**20
     vae = forge.shared.sd_model.forge_objects.vae
     assert vae.memory_used_decode((1, 4, 1, 1), torch.float32) == 2178 * 64 * 4, "its own again"
@@ -521,7 +529,7 @@ def test_where_no_plan_works_forge_tiles_in_its_own_way(forge, monkeypatch):
 
 def test_an_interrupt_inside_forges_decode_gives_the_preview(forge):
     script = forge_script()
-    own = forge.generate(script, *OFF).pictures[0]
+    own = by_itself(forge, script)
     interrupt_at(forge, "VAE decode 3")
     job = forge.generate(script, *ALWAYS)
     expected = torch.nn.functional.interpolate(
