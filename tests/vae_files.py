@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig, ResnetBlock
 from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
@@ -101,3 +102,23 @@ def has_half_convolutions() -> bool:
 
 
 needs_half = pytest.mark.skipif(not has_half_convolutions(), reason="this torch has no fp16 convolution on the CPU")
+
+
+def has_half_reflection() -> bool:
+    """Torch 2.3 convolves in half precision on the CPU, but cannot pad by reflection."""
+    try:
+        F.pad(torch.zeros(1, 1, 3, 3, dtype=torch.float16), (1, 1, 1, 1), mode="reflect")
+    except RuntimeError:
+        return False
+    return has_half_convolutions()
+
+
+def attention_sums_in_half() -> bool:
+    """Whether the CPU's kernel sums values before it divides, in half precision, as in torch 2.3."""
+    zeros, values = torch.zeros(1, 1, 64, 64, dtype=torch.float16), torch.full((1, 1, 64, 64), 4000.0)
+    return not bool(torch.isfinite(F.scaled_dot_product_attention(zeros, zeros, values.half())).all())
+
+
+needs_half_reflection = pytest.mark.skipif(
+    not has_half_reflection(), reason="this torch has no fp16 reflection on the CPU: the host's own forward fails, too"
+)

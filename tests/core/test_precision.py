@@ -26,7 +26,7 @@ from overflow_zoo import (
 )
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from vae_files import amplify_stream, needs_half, scale
+from vae_files import amplify_stream, attention_sums_in_half, needs_half, needs_half_reflection, scale
 from vae_zoo import CastingConv, picture, recast, set_padding_mode
 
 from sd_vae_kit.core.needs_file import NeedsFile
@@ -150,7 +150,7 @@ def test_values_that_are_computed_again_instead_of_stored_are_repaired_where_the
     check(found, done)
 
 
-@pytest.mark.parametrize("kind", ["casting", "circular", "reflect"])
+@pytest.mark.parametrize("kind", ["casting", "circular", pytest.param("reflect", marks=needs_half_reflection)])
 @pytest.mark.parametrize("place", CASES)
 def test_layers_that_have_to_be_called_are_rescued_too(place, kind):
     """Hosts' casting layers and seamless padding: what enters is scaled, and the bias corrected."""
@@ -264,7 +264,8 @@ def test_values_of_attention_may_overflow_too():
     assert not bool(torch.isfinite(found.forward("overflowing", HALF)).all())
     done, _ = rescued(found)
     assert done.needs.shifts["decoder.mid.attn_1.value"] > 0
-    assert done.report.steps_fp32 == 0
+    # where the kernel itself leaves the range, fp32 is right
+    assert done.report.steps_fp32 == int(attention_sums_in_half())
     check(found, done)
 
 

@@ -7,9 +7,8 @@ letters and computes with torch.nn.functional alone.
 
 import pytest
 import torch
-from overflow_zoo import needs_half
 from torch.nn import functional as F
-from vae_files import picture, randomised, tiny_state, write
+from vae_files import needs_half, picture, randomised, tiny_state, write
 
 from sd_vae_kit.core import layouts
 from sd_vae_kit.core.checkpoint import DTYPES
