@@ -171,7 +171,7 @@ def run_guarded(
     while True:
         current = plan if dtype == plan.dtype else _replanned(plan, dtype, replan)
         guard = RangeGuard(
-            program, x, dtype, Ranges(program, known), label=label, may_widen=policy.may_use_fp32,
+            program, x, dtype, Ranges(program, known if dtype == torch.float16 else None), label=label, may_widen=policy.may_use_fp32,
             may_repair=dtype == torch.float16 and not policy.prefer_bf16, before=before,
         )  # fmt: skip
         begun = len(counted.bands_by_step)
@@ -190,7 +190,9 @@ def run_guarded(
             tally.add(guard)
             asked = torch.float32 if policy.mode == "fp32" and plan.dtype.itemsize < 4 else plan.dtype
             found = _found(guard, asked, dtype, program, tally)
-            return Guarded(done.result.to(plan.dtype), done.plan, done.failures, found, _learnt(guard, asked, dtype))
+            return Guarded(
+                done.result.to(plan.dtype), done.plan, done.failures, found, _learnt(guard, asked, dtype, known)
+            )
         tally.add(guard)
         tally.recomputed += max(0, len(counted.bands_by_step) - begun)
         dtype = _next(program, policy, dtype, label, step)
@@ -239,9 +241,9 @@ def _found(
     )
 
 
-def _learnt(guard: RangeGuard, asked: torch.dtype, dtype: torch.dtype) -> Needs:
+def _learnt(guard: RangeGuard, asked: torch.dtype, dtype: torch.dtype, known: Needs) -> Needs:
     """What the next call should know: exponents and steps of this one, and whether all of it had to change type."""
-    learnt = guard.ranges.needs.copy()
+    learnt = guard.ranges.needs.copy() if dtype == torch.float16 else known.copy()
     if asked == torch.float16 and dtype != asked:
         learnt.whole = WORDS[dtype]
     return learnt
