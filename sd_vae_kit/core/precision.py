@@ -170,8 +170,9 @@ def run_guarded(
     dtype, tally = policy.first_dtype(plan.dtype, known), _Tally()
     while True:
         current = plan if dtype == plan.dtype else _replanned(plan, dtype, replan)
+        ranges = Ranges(program, known if dtype == torch.float16 else None)
         guard = RangeGuard(
-            program, x, dtype, Ranges(program, known if dtype == torch.float16 else None), label=label, may_widen=policy.may_use_fp32,
+            program, x, dtype, ranges, label=label, may_widen=policy.may_use_fp32,
             may_repair=dtype == torch.float16 and not policy.prefer_bf16, before=before,
         )  # fmt: skip
         begun = len(counted.bands_by_step)
