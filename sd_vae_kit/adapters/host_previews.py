@@ -134,6 +134,7 @@ class HostPreviews:
                 self._render,
                 self._show,
                 share=self._settings.share / 100,
+                sketch=self._sketch if shared.opts.show_progress_type == TAESD else None,
                 beside=beside,
                 on_demand=beside,
                 expected=self._expected,
@@ -152,11 +153,15 @@ class HostPreviews:
         shared.state.assign_current_image(image)
         shared.state.current_image_sampling_step = shared.state.sampling_step
 
-    def _render(self, latent: Tensor) -> Image.Image | None:
+    def _sketch(self, latent: Tensor) -> Image.Image | None:
+        return self._render(latent, LINEAR)
+
+    def _render(self, latent: Tensor, method: str | None = None) -> Image.Image | None:
         """One picture of the batch's first latent, or a grid of all, as the program's option says."""
+        method = method or shared.opts.show_progress_type
         count = len(latent) if shared.opts.show_progress_grid else 1
         side = max(LEAST_SIDE, self._settings.max_side // math.ceil(math.sqrt(count)))
-        pictures = [self._picture(latent[i : i + 1], side) for i in range(count)]
+        pictures = [self._picture(latent[i : i + 1], side, method) for i in range(count)]
         if any(picture is None for picture in pictures):
             return None
         if count == 1:
@@ -166,8 +171,8 @@ class HostPreviews:
         grid: Image.Image = images.image_grid(pictures)
         return grid
 
-    def _picture(self, latent: Tensor, side: int) -> Image.Image | None:
-        method, family = shared.opts.show_progress_type, self._taesd.family()
+    def _picture(self, latent: Tensor, side: int, method: str) -> Image.Image | None:
+        family = self._taesd.family()
         if method not in OWN_WAYS and not (method == "Approx NN" and self._taesd.approximation() is None):
             from modules import sd_samplers_common
 

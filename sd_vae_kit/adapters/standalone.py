@@ -252,7 +252,13 @@ class StandaloneHost:
             pixels = previewer(latent)
             return None if pixels is None else pixels.numpy()
 
-        previews = Previews(render, show, share=settings.share / 100, expected=self._preview_seconds)
+        def sketch(latent: Tensor) -> Pixels | None:
+            pixels = linear(latent)
+            return None if pixels is None else pixels.numpy()
+
+        linear = self.previewer("linear")
+        cheaper, share = (sketch if method == TAESD else None), settings.share / 100
+        previews = Previews(render, show, share=share, sketch=cheaper, expected=self._preview_seconds)
         with previews:
             if method == "off":
                 previews.close()

@@ -20,8 +20,8 @@ from sd_vae_kit.errors import VaeKitError
 
 log = logging.getLogger(__name__)
 
-FEWEST_CELLS = 16  # smaller previews show nothing
-FIRST_CELLS = 32  # before it is known how long one takes
+FEWEST_CELLS = 32  # a tiny decoder makes only blurs of latents that were averaged further
+FIRST_CELLS = 64  # before it is known how long one takes
 QUICK = 6  # a preview that takes this many times less than it may gives room for one with four times the area
 
 Decode = Callable[[Tensor], Tensor]

@@ -9,6 +9,7 @@ wall time.  Whatever goes wrong in here is one line in the log.  Where a host fo
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -42,15 +43,21 @@ class Budget:
     expected: float = 0.0
     spent: float = 0.0
 
-    def wait(self, elapsed: float) -> float:
-        """Seconds until the next preview may begin, `elapsed` seconds after the start of the job; 0 for now."""
+    def wait(self, elapsed: float, expected: float | None = None) -> float:
+        """Seconds until a preview may begin, `elapsed` seconds after the start of the job; 0 for now.
+
+        Args:
+            expected: Seconds it will take; None for the last one's.
+        """
         if self.share >= 1:
             return 0.0
-        return max(0.0, (self.spent + self.expected) / self.share - elapsed)
+        expected = self.expected if expected is None else expected
+        return max(0.0, (self.spent + expected) / self.share - elapsed)
 
-    def took(self, seconds: float) -> None:
+    def took(self, seconds: float, *, is_sketch: bool = False) -> None:
         """Account for one preview."""
-        self.expected = seconds
+        if not is_sketch:
+            self.expected = seconds
         self.spent += seconds
 
 
@@ -62,6 +69,7 @@ class Previews(Generic[Picture]):
         show: What is done with the picture; called in the thread that rendered it, never after `close`.
         share: Part of the wall time that rendering may take.
         beside: Whether rendering happens in a thread of its own; else inside `offer`.
+        sketch: A cheaper `render`, for the time until the budget allows the first real one.
         on_demand: Render only what was asked for with `ask`; else whatever is offered.
         expected: Seconds the first preview will take, if it is known from an earlier job.
     """
@@ -72,6 +80,7 @@ class Previews(Generic[Picture]):
         show: Callable[[Picture], object],
         *,
         share: float = 0.2,
+        sketch: Callable[[Tensor], Picture | None] | None = None,
         beside: bool = True,
         on_demand: bool = False,
         expected: float = 0.0,
@@ -81,6 +90,8 @@ class Previews(Generic[Picture]):
         self.failure = ""
         self.lasted = 0.0  # seconds from the beginning to `close`
         self._render: Callable[[Tensor], Picture | None] | None = render
+        self._sketch = sketch
+        self._sketch_seconds = 0.0
         self._show: Callable[[Picture], object] | None = show
         self._beside = beside
         self._on_demand = on_demand
@@ -128,6 +139,8 @@ class Previews(Generic[Picture]):
     @property
     def goal(self) -> float:
         """Seconds that one picture may take, so that some are shown at this pace of steps; renderers shrink for it."""
+        if self.budget.share >= 1:
+            return math.inf
         pace = (time.perf_counter() - self._started) / max(1, self._offers)
         return min(MOST_GOAL, max(LEAST_GOAL, self.budget.share * pace * STEPS_PER_PREVIEW))
 
@@ -157,7 +170,7 @@ class Previews(Generic[Picture]):
             if not self._closed:
                 self.lasted = time.perf_counter() - self._started
             self._closed = True
-            self._waiting = self._render = self._show = None
+            self._waiting = self._render = self._sketch = self._show = None
             self._changed.notify_all()
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -167,7 +180,12 @@ class Previews(Generic[Picture]):
         return self._is_asked or not self._on_demand
 
     def _wait_seconds(self) -> float:
-        return self.budget.wait(time.perf_counter() - self._started)
+        """Until a picture may be made, by `render` or by `sketch`."""
+        elapsed = time.perf_counter() - self._started
+        seconds = self.budget.wait(elapsed)
+        if seconds > 0 and self._sketch is not None:
+            return min(seconds, self.budget.wait(elapsed, self._sketch_seconds))
+        return seconds
 
     def _begin_thread(self) -> None:
         if self._thread is None:
@@ -202,17 +220,23 @@ class Previews(Generic[Picture]):
     def _make(self, copy: _Copy) -> None:
         """Render and show one picture; called without the lock, by one thread at a time."""
         started = time.perf_counter()
-        render, show = self._render, self._show
+        is_sketch = self._sketch is not None and self.budget.wait(started - self._started) > 0
+        render, show = (self._sketch if is_sketch else self._render), self._show
         try:
             picture = render(copy.latent()) if render is not None else None
             if picture is not None and show is not None and not self._closed:
                 show(picture)
                 self.rendered += 1
+                if not is_sketch:
+                    self._sketch = None  # no going back to a worse one
         except Exception as error:  # whatever it is, sampling must go on
             self._failed(error)
         finally:
             with self._changed:
-                self.budget.took(time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                self.budget.took(seconds, is_sketch=is_sketch)
+                if is_sketch:
+                    self._sketch_seconds = seconds
                 self._is_rendering = False
                 self._changed.notify_all()
 

@@ -118,7 +118,11 @@ def test_a_file_that_is_no_picture_is_one_line_and_the_form_stays(app, tmp_path)
     assert app.value("vae_kit_img2img_width") == width
 
 
-def test_previews_change_while_sampling_and_interrupt_ends_the_job(app):
+def test_previews_change_while_sampling_and_interrupt_ends_the_job(app, data):
+    app.tab("Settings")
+    app.type("vae_kit_settings_preview_share", 100)
+    wait_for_setting(data, "vae_kit_preview_share", 100)
+    app.tab("txt2img")
     app.form("txt2img", prompt="coffee", width=192, height=192, steps=60, seed=3)
     app.start("txt2img")
     seen: set[str] = set()

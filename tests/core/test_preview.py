@@ -126,7 +126,7 @@ def test_a_slow_preview_makes_the_next_ones_smaller(decode_tiny):
 
     previewer = Previewer(SD1, "TAESD", 512, slowly, slow=0.01)
     sides = [max(previewer(torch.randn(1, 4, 64, 64)).shape) for _ in range(4)]
-    assert sides == [512, 256, 128, 128]
+    assert sides == [512, 256, 256, 256]
 
 
 def test_a_quick_preview_lets_the_next_ones_grow_up_to_the_limit(decode_tiny):

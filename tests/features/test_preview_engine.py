@@ -96,8 +96,8 @@ def sampled(previews):
     def callback(step, steps, x, denoised):
         if previews is not None:
             previews.offer(denoised)
-            if step % 3 == 0:
-                time.sleep(0.002)  # let the other thread in
+            if step % 10 == 0:
+                until(lambda: previews.rendered > step // 10)  # let the other thread in
         return True
 
     return sample_euler(denoise, torch.randn(2, 4, 16, 16) * 14, karras_sigmas(40), callback)
@@ -211,6 +211,28 @@ def test_asking_does_not_wait_for_a_budget_that_is_used_up():
     assert len(shown) == 1
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_until_the_budget_allows_the_first_picture_there_are_sketches(beside):
+    """Then none any more, and all that was spent counts."""
+    shown, made = [], threading.Event()
+
+    def render(latent):
+        time.sleep(0.05)
+        made.set()
+        return "picture"
+
+    options = {"share": 0.5, "beside": beside, "expected": 0.1}
+    with Previews(render, shown.append, sketch=lambda latent: "sketch", **options) as previews:
+        until(lambda: previews.offer(latent_of(1)) or time.sleep(0.005) or made.is_set())
+        until(lambda: previews.offer(latent_of(1)) or time.sleep(0.005) or shown.count("picture") > 1)
+    first = shown.index("picture")
+    assert first > 0
+    assert set(shown[:first]) == {"sketch"}
+    assert set(shown[first:]) == {"picture"}
+    assert previews.budget.spent >= 0.1
+    assert previews.budget.expected == pytest.approx(0.05, abs=0.04)
+
+
 def test_a_renderer_is_told_how_long_it_may_take():
     with Previews(torch.Tensor.sum, print, share=0.25) as previews:
         previews._started -= 10.0
@@ -220,6 +242,8 @@ def test_a_renderer_is_told_how_long_it_may_take():
         assert previews.goal == 0.02
         previews._offers = 1
         assert previews.goal == 1.0
+    with Previews(torch.Tensor.sum, print, share=1.0) as previews:
+        assert previews.goal == float("inf")
 
 
 def test_after_the_job_nothing_of_it_is_kept_and_nothing_is_shown():
