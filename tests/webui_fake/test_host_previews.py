@@ -87,9 +87,9 @@ def noted_threads(host, monkeypatch):
     """Fills with the thread of every picture that is made."""
     threads, make = [], host.previews._render
 
-    def render(latent):
+    def render(*given):
         threads.append(threading.current_thread())
-        return make(latent)
+        return make(*given)
 
     monkeypatch.setattr(host.previews, "_render", render)
     return threads
@@ -217,7 +217,7 @@ def test_a_preview_that_fails_stops_nothing(webui, host, monkeypatch, beside):
     webui.shared.parallel_processing_allowed = beside
     options(webui, show_progress_type="TAESD")
 
-    def fail(latent):
+    def fail(*anything):
         raise RuntimeError("boom")
 
     monkeypatch.setattr(host.previews, "_render", fail)
