@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sd_vae_kit.core.convolution import Scaling, scaled_weights
 from sd_vae_kit.core.devices import dense
-from sd_vae_kit.core.edges import call_module, has_stock_forward
+from sd_vae_kit.core.layer_call import call_module, has_stock_forward
 from sd_vae_kit.core.plan import OutOfRange, Plan, RunStats
 from sd_vae_kit.core.range_guard import HalfIsNotEnough, RangeGuard
 from sd_vae_kit.core.ranges import MAX_SHIFT, SHIFT_STEP, Ranges

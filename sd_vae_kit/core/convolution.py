@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd_vae_kit.core.devices import dense, traits
-from sd_vae_kit.core.edges import Rows, call_module, call_on_band
+from sd_vae_kit.core.edges import Rows, call_on_band
+from sd_vae_kit.core.layer_call import call_module
 from sd_vae_kit.core.padding import zero_padded
 from sd_vae_kit.core.plan import Plan
 from sd_vae_kit.core.schedule import Handling, input_range

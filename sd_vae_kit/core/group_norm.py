@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd_vae_kit.core.devices import dense, traits
+from sd_vae_kit.core.layer_call import call_module
 from sd_vae_kit.errors import UnsupportedVaeError
 
 OFFSET_LIMIT = 8.0  # mean/std from which fp32 sums of one band are taken again about their mean
@@ -191,7 +192,7 @@ def _probe(
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias from the module's answer to a row of +1 and -1: mean 0, variance 1 in every group."""
     signs = torch.tensor([1.0, -1.0], device=device, dtype=dtype).expand(1, channels, 1, 2).contiguous()
-    answer = norm(signs)
+    answer = call_module(norm, signs)
     if not isinstance(answer, Tensor) or answer.shape != signs.shape:
         raise UnsupportedVaeError(f"A {type(norm).__name__} does not behave like a GroupNorm.")
     plus, minus = answer.detach().to("cpu").double()[0, :, 0].unbind(1)

@@ -146,3 +146,20 @@ def test_moments_merge_in_any_order():
     torch.testing.assert_close(forward.per_group(2), backward.per_group(2), rtol=1e-12, atol=0)
     assert isinstance(parts[0], BandMoments)
     assert forward.per_channel()[0] == 80
+
+
+def test_a_patched_norm_whose_weights_have_another_type_is_asked_all_the_same():
+    """A1111's Lora extension patches every GroupNorm's forward; the VAE may be bf16 and computed in fp32."""
+
+    class Patched(nn.GroupNorm):
+        def forward(self, x):
+            return super().forward(x)
+
+    norm = Patched(4, 8)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    norm.to(torch.bfloat16)
+    weight, bias = affine(norm, CPU, torch.float32)
+    torch.testing.assert_close(weight, norm.weight.double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(bias, norm.bias.double(), rtol=0, atol=1e-5)
+    assert norm.weight.dtype == torch.bfloat16
