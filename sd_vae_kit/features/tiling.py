@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
@@ -162,6 +163,7 @@ class VaeRunner:
 
     def __init__(self, needs: NeedsFile | None = None) -> None:
         self.needs = NeedsFile(None) if needs is None else needs
+        self._keys: weakref.WeakKeyDictionary[nn.Module, tuple[object, str]] = weakref.WeakKeyDictionary()
         self.last: dict[Part, RunReport] = {}
         self._here = threading.local()
 
@@ -216,7 +218,7 @@ class VaeRunner:
         if not chosen.fits and make_room is not None and make_room(chosen.predicted_mb * MB):
             plan, chosen = planned(program, shape, dtype, device, tiling)
         stats = RunStats()
-        key = weights_key(program) if precision.is_on else ""
+        key = self._key(network, program) if precision.is_on else ""
         try:
             done = run_guarded(
                 program, x, plan, policy=precision.policy, label=precision.label, before=precision.before,
@@ -232,6 +234,16 @@ class VaeRunner:
             self.needs.put(key, part, done.needs)
         self._keep(_report(part, chosen, stats, done, tiling, began))
         return done.result
+
+    def _key(self, network: nn.Module, program: Program) -> str:
+        """`weights_key`, taken again only if a tensor was exchanged or written to since."""
+        stamp = (program.name, tuple(
+            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in network.parameters()
+        ))  # fmt: skip
+        known = self._keys.get(network)
+        if known is None or known[0] != stamp:
+            known = self._keys[network] = (stamp, weights_key(program))
+        return known[1]
 
     def _keep(self, report: RunReport) -> None:
         self.last[report.part] = self._here.report = report

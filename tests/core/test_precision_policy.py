@@ -14,6 +14,7 @@ from sd_vae_kit.core.precision import Policy, run_guarded
 from sd_vae_kit.core.program import decoder_program, encoder_program
 from sd_vae_kit.core.ranges import Needs
 from sd_vae_kit.core.streaming import Plan
+from sd_vae_kit.core.weights_key import weights_key
 from sd_vae_kit.errors import Interrupted, NanError
 
 pytestmark = needs_half
@@ -254,3 +255,16 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, caplog):
     kept.put("a", "decoder", Needs({"x": 8}))
     assert kept.get("a", "decoder") == Needs({"x": 8})
     assert "cannot be kept" in caplog.text
+
+
+def test_the_key_of_live_weights_follows_the_weights_and_not_their_type():
+    vae = base_vae()
+    program = decoder_program(vae)
+    key = weights_key(program)
+    assert weights_key(decoder_program(copy.deepcopy(vae).half())) == key
+    assert weights_key(decoder_program(vae.decoder)) != key, "without post_quant_conv it is another program"
+    assert weights_key(encoder_program(vae)) != key
+    with torch.no_grad():
+        vae.decoder.conv_out.bias.mul_(2.0)
+    assert weights_key(program) != key
+    assert weights_key(decoder_program(base_vae(seed=1))) != key
