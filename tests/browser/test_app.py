@@ -123,7 +123,7 @@ def test_previews_change_while_sampling_and_interrupt_ends_the_job(app, data):
     app.type("vae_kit_settings_preview_share", 100)
     wait_for_setting(data, "vae_kit_preview_share", 100)
     app.tab("txt2img")
-    app.form("txt2img", prompt="coffee", width=192, height=192, steps=60, seed=3)
+    app.form("txt2img", prompt="coffee", width=256, height=256, steps=150, batch_size=8, seed=3)
     app.start("txt2img")
     seen: set[str] = set()
     preview = app.page.locator("#vae_kit_txt2img_live img")
@@ -134,7 +134,7 @@ def test_previews_change_while_sampling_and_interrupt_ends_the_job(app, data):
         app.page.wait_for_timeout(50)
     assert len(seen) >= 3
     app.page.click("#vae_kit_txt2img_interrupt")
-    assert app.finished("txt2img").shape == (192, 192, 3)
+    assert app.finished("txt2img").shape == (256, 256, 3)
     assert "interrupted" in app.text("vae_kit_txt2img_outcome")
 
 
