@@ -237,9 +237,8 @@ class VaeRunner:
 
     def _key(self, network: nn.Module, program: Program) -> str:
         """`weights_key`, taken again only if a tensor was exchanged or written to since."""
-        stamp = (program.name, tuple(
-            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in network.parameters()
-        ))  # fmt: skip
+        tensors = [(tensor.data_ptr(), _version(tensor)) for tensor in network.parameters()]
+        stamp = (program.name, tensors)
         known = self._keys.get(network)
         if known is None or known[0] != stamp:
             known = self._keys[network] = (stamp, weights_key(program))
@@ -271,3 +270,11 @@ def _report(
         precision=found.sentence,
         precision_infotext=found.infotext if found.sentence else "",
     )
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; 0 for one that does not count: Forge's live weights are inference tensors."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return 0

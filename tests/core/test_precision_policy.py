@@ -268,3 +268,14 @@ def test_the_key_of_live_weights_follows_the_weights_and_not_their_type():
         vae.decoder.conv_out.bias.mul_(2.0)
     assert weights_key(program) != key
     assert weights_key(decoder_program(base_vae(seed=1))) != key
+
+
+def test_weights_made_in_inference_mode_are_guarded_too():
+    """Forge's are: they may not be written to, and do not count who did."""
+    with torch.inference_mode():
+        vae = base_vae()
+        with torch.no_grad():
+            vae.decoder.conv_out.bias[-1] = float("nan")
+    with pytest.raises(NanError, match=r"contain NaN in decoder\.conv_out\.bias"):
+        run_guarded(decoder_program(vae), picture(4, 16, 12), plan(FULL))
+    assert len(weights_key(decoder_program(vae))) == 32
