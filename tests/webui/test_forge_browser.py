@@ -124,6 +124,7 @@ def test_reload_ui_twice_keeps_the_choice_and_the_dropdown_s_absence(page, webui
 
 
 def test_the_tiled_vae_panel_says_what_will_happen(page):
+    generate(page)  # the checkpoint is loaded with the first job
     page.locator("#vae_kit_txt2img_tiled_vae .label-wrap").first.click()
     forecast = page.locator("#vae_kit_txt2img_forecast").first
     for name, value in (("width", 768), ("height", 512)):
