@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import gradio as gr
@@ -151,8 +151,8 @@ def _connect(program: Program, bar: TopBarView, parts: GenerationTab) -> None:
     _say_what_will_happen(program, bar, form)
 
 
-def _say_what_will_happen(program: Program, bar: TopBarView, form: Form) -> None:
-    """The sentence under "Tiled VAE", whenever something it depends on has changed."""
+def forecast(program: Program, form: Form) -> tuple[Callable[..., str], list[object]]:
+    """What says the sentence under "Tiled VAE", and the widgets whose values it takes."""
     names = ("width", "height", *(spec.name for spec in tiling_specs()))
 
     def say(*values: object) -> str:
@@ -163,7 +163,12 @@ def _say_what_will_happen(program: Program, bar: TopBarView, form: Form) -> None
         except VaeKitError:  # a field is empty or out of its limits while somebody types
             return ""
 
-    inputs = [form.widgets[name] for name in names]
+    return say, [form.widgets[name] for name in names]
+
+
+def _say_what_will_happen(program: Program, bar: TopBarView, form: Form) -> None:
+    """The sentence under "Tiled VAE", whenever something it depends on has changed."""
+    say, inputs = forecast(program, form)
     for widget in (*inputs, bar.active):
         gradio_compat.listen(widget, "change", say, inputs, [form.forecast], latest=True)
 

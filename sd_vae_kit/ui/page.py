@@ -10,7 +10,7 @@ import gradio as gr
 from sd_vae_kit.features.job import Txt2Img
 from sd_vae_kit.ui import catalogue_tab, element_ids, gradio_compat, settings_tab, top_bar, vae_tab
 from sd_vae_kit.ui.catalogue_program import CatalogueProgram
-from sd_vae_kit.ui.generation_tab import GenerationTab, build_generation_tab, follow
+from sd_vae_kit.ui.generation_tab import GenerationTab, build_generation_tab, follow, forecast
 from sd_vae_kit.ui.program import Program
 from sd_vae_kit.ui.top_bar import TopBarView
 
@@ -63,6 +63,8 @@ def _connect_load(program: Program, page: gr.Blocks, parts: GenerationTab) -> No
 
     gradio_compat.listen(page, "load", restore, (), parts.form.inputs)
     gradio_compat.listen(page, "load", resume, (), parts.outputs)
+    say, inputs = forecast(program, parts.form)
+    gradio_compat.listen(page, "load", say, inputs, [parts.form.forecast])
 
 
 def _connect_send(program: Program, tabs: Mapping[str, GenerationTab], tab_bar: gr.Tabs) -> None:

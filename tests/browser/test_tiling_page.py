@@ -59,6 +59,10 @@ def sentence(app):
     return app.text(FORECAST).strip()
 
 
+def test_the_sentence_is_there_before_anything_was_touched(app):
+    assert sentence(app).startswith("512x512 with this VAE: about ")
+
+
 def test_the_sentence_follows_size_and_choice(app):
     app.form("txt2img", width=1536, height=1024)
     assert sentence(app).startswith("1536x1024 with this VAE: about ")
