@@ -13,6 +13,7 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import save_file
 
+from sd_vae_kit.core.latent_format import family_label
 from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.pictures import read_infotext
 
@@ -222,7 +223,7 @@ def test_the_vae_tab_says_what_a_file_is_and_why_another_is_broken(app):
 
 def test_a_vae_for_other_models_is_refused_in_one_line_and_nothing_changes(app, data):
     before = app.text("vae_kit_active")
-    app.choose("vae_kit_sd_vae", SIXTEEN)
+    app.choose("vae_kit_sd_vae", f"{SIXTEEN} (TAESD, {family_label('sd3|flux')})")
     app.wait_for_text("vae_kit_status", "16 latent channels")
     assert len(app.lines("vae_kit_status")) == 1
     app.page.wait_for_function("document.querySelector('#vae_kit_sd_vae input').value == 'Automatic'")
