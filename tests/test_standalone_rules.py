@@ -65,19 +65,24 @@ def through(program, picture, encoder, decoder):
         return pictures.to_pixels(vae(program, decoder).decode(latent))[0]
 
 
+def same(one, other):
+    """Equal but for rounding: jobs add up in another order than the module's own forward."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max()) <= 1
+
+
 def test_each_pass_of_img2img_has_the_vae_its_rule_names(program, host, picture):
     job = Img2Img(picture=picture, width=SIDE, height=SIDE, steps=4, seed=1, denoising_strength=0)
-    assert np.array_equal(host.img2img(job).pictures[0].pixels, through(program, picture, OWN_VAE, OWN_VAE))
+    assert same(host.img2img(job).pictures[0].pixels, through(program, picture, OWN_VAE, OWN_VAE))
     rules(program, Rule(TINTED, runs=("img2img encode",)))
     made = host.img2img(job).pictures[0]
     expected = through(program, picture, TINTED, OWN_VAE)
-    assert np.array_equal(made.pixels, expected)
-    assert not np.array_equal(expected, through(program, picture, OWN_VAE, OWN_VAE))
+    assert same(made.pixels, expected)
+    assert not same(expected, through(program, picture, OWN_VAE, OWN_VAE))
     assert f"VAE: {OWN_VAE}" in made.infotext
     assert program.top_bar().active == OWN_VAE, "the job is over"
     rules(program, Rule(VIVID, runs=("picture",)))
     made = host.img2img(job).pictures[0]
-    assert np.array_equal(made.pixels, through(program, picture, OWN_VAE, VIVID))
+    assert same(made.pixels, through(program, picture, OWN_VAE, VIVID))
     assert f"VAE: {VIVID}" in made.infotext
 
 
