@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sd_vae_kit.catalogue import Catalogue, KnownVae
 from sd_vae_kit.core.latent_format import FORMATS, family_label, split_family
-from sd_vae_kit.core.needs_file import NeedsFile
+from sd_vae_kit.core.needs_file import NeedsFile, forgotten_line
 from sd_vae_kit.errors import OptionError, RulesError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.features import gallery, rules
 from sd_vae_kit.features.gallery_row import GalleryRow
@@ -141,8 +141,7 @@ class CatalogueService:
 
     def forget_precision(self) -> Message:
         self._may_write()
-        count = self._needs.forget()
-        return Message(f"Forgotten: what {count} halves of VAEs needed." if count else "There was nothing to forget.")
+        return Message(forgotten_line(self._needs.forget()))
 
     # --- downloads ---
 

@@ -245,6 +245,6 @@ def test_what_vaes_needed_in_half_precision_is_forgotten(service, tmp_path, forb
     with pytest.raises(OptionError, match=r"^Not here\.$"):
         service.forget_precision()
     forbidden[0] = ""
-    assert service.forget_precision().text == "Forgotten: what 1 halves of VAEs needed."
+    assert service.forget_precision().text == "Forgotten: what 1 encoder or decoder needed."
     assert not (tmp_path / "needs.json").exists()
     assert service.forget_precision().text == "There was nothing to forget."

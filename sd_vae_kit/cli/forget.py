@@ -6,9 +6,10 @@ import argparse
 
 from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.cli.vae_choice import open_needs
+from sd_vae_kit.core.needs_file import forgotten_line
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """Empty the file that the command line and the app keep; a web UI has one of its own, with a button for it."""
     count = open_needs(options).forget()
-    return Outcome({"forgotten": count}, [f"Forgotten: what {count} halves of VAEs needed."])
+    return Outcome({"forgotten": count}, [forgotten_line(count)])

@@ -115,3 +115,10 @@ def _needs(plain: dict[str, object]) -> Needs:
     if any(abs(bits) > MAX_SHIFT for bits in numbers.values()):
         raise ValueError(f"an exponent is beyond {MAX_SHIFT}")
     return Needs(numbers, {str(name) for name in names}, str(whole))
+
+
+def forgotten_line(count: int) -> str:
+    """What to tell the user after `NeedsFile.forget`; encoders and decoders are counted apart."""
+    if not count:
+        return "There was nothing to forget."
+    return f"Forgotten: what {count} encoder{'s' if count > 1 else ''} or decoder{'s' if count > 1 else ''} needed."

@@ -40,7 +40,7 @@ def test_an_overflow_is_counted_remembered_and_forgotten(cli, files, tmp_path):
     assert NeedsFile(tmp_path / "data" / "cache" / "vae_precision.json").count == 1
     assert f"warning: {sentence}" in decode(cli, files).err
     assert cli("forget", "--data-dir", tmp_path / "data", "--json").data == {"forgotten": 1}
-    assert cli("forget", "--data-dir", tmp_path / "data").out == "Forgotten: what 0 halves of VAEs needed.\n"
+    assert cli("forget", "--data-dir", tmp_path / "data").out == "There was nothing to forget.\n"
 
 
 @needs_half

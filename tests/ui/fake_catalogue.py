@@ -60,7 +60,7 @@ class FakeCatalogue:
 
     def forget_precision(self):
         self.calls.append("forget")
-        return Message("Forgotten: what 2 halves of VAEs needed.")
+        return Message("Forgotten: what 2 encoders or decoders needed.")
 
     def rules_text(self):
         return "{}"

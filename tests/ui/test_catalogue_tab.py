@@ -118,7 +118,7 @@ def test_the_buttons_answer():
     assert "is installed" in steps[-2][0]
     assert len({len(step) for step in steps}) == 1
     forget = handlers_of(blocks, "vae_kit_catalogue_forget")["click"]
-    assert "Forgotten: what 2 halves of VAEs needed." in forget()
+    assert "Forgotten: what 2 encoders or decoders needed." in forget()
     tiny = handlers_of(blocks, "vae_kit_catalogue_tiny")["click"]
     assert "is installed" in list(tiny())[-1]
     assert catalogue.calls[-1] == "tiny"
