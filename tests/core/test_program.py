@@ -161,7 +161,8 @@ def test_every_layout_at_any_size_and_padding(layout, height, width, batch, band
     torch.manual_seed(0)
     make, forward = LAYOUTS[layout]
     vae = set_padding_mode(liven(make()), padding)
-    z = picture(4, height + (padding == "reflect"), width + (padding == "reflect"), batch)
+    # reflection needs two pixels, and a circle of one is constant: norms of variance 0 blow rounding up a thousandfold
+    z = picture(4, height + (padding != "zeros"), width + (padding != "zeros"), batch)
     program, stats = decoder_program(vae), RunStats()
     stored = (all_values(program) - set(leaving_out)) | must_be_stored(program)
     with torch.no_grad():
