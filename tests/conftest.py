@@ -1,8 +1,12 @@
-"""Fixtures shared by all tests: the repository's root, real weights if any, a web UI that offers only what hosts have.
+"""Fixtures shared by all tests: the repository's root, real weights if any, web UIs that offer only what hosts have.
+
+Tests beside a fake web UI ask for `webui` (A1111, with a model), `host`, `script` or `messages`; a file that wants
+another program overrides `fake`.  Nothing here imports torch before a test needs it: tests/ui runs without.
 
 This file is the only conftest.py; tests in folders below import `ROOT` from it by plain name.
 """
 
+import asyncio
 import os
 import sys
 import types
@@ -10,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chromium import chromium
 from hypothesis import settings
 
 # Before torch is imported anywhere.  oneDNN's AMX kernels round fp32 inputs to bf16 on the newest server CPUs, so that
@@ -40,6 +45,71 @@ def weights_dir() -> Path:
     if not (folder / "taesd_encoder.safetensors").is_file():
         pytest.fail(f"{WEIGHTS_VARIABLE} is {named!r}, which has no taesd_encoder.safetensors; unset it or correct it")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """A Chromium for the tests of one file."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def close_event_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Gradio 6 makes event loops for every page and leaves them open."""
+    made, real = [], asyncio.new_event_loop
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: made.append(real()) or made[-1])
+    yield
+    for loop in made:
+        loop.close()
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """A1111, as it is before extensions are loaded."""
+    from fake_a1111 import FakeA1111, installed
+
+    with installed(FakeA1111(tmp_path), monkeypatch) as fake:
+        yield fake
+
+
+@pytest.fixture
+def started(fake):
+    """The fake with our script loaded and its lists made; no model yet."""
+    from sd_vae_kit.webui import callbacks
+
+    callbacks.register()
+    fake.start()
+    return fake
+
+
+@pytest.fixture
+def webui(started):
+    started.load_model()
+    return started
+
+
+@pytest.fixture
+def host(webui):
+    """Our side of the web UI."""
+    from sd_vae_kit.webui.running import running
+
+    return running()
+
+
+@pytest.fixture
+def script(webui):
+    from sd_vae_kit.webui.script import VaeKitScript
+
+    return VaeKitScript()
+
+
+@pytest.fixture
+def messages(host):
+    """Lines said to the user."""
+    said = []
+    host.listeners.append(lambda message, level: said.append(message))
+    return said
 
 
 @pytest.fixture

@@ -165,6 +165,18 @@ class Runner:
         return run
 
 
+@dataclass
+class VaeResolution:
+    """As in modules/sd_vae.py."""
+
+    vae: str | None = None
+    source: str | None = None
+    resolved: bool = True
+
+    def tuple(self):
+        return self.vae, self.source
+
+
 class FakeA1111:
     """The program: its modules, one or more models, the folders."""
 
@@ -318,15 +330,7 @@ class FakeA1111:
             callback(model)
 
     def _make_sd_vae(self) -> None:
-        @dataclass
-        class VaeResolution:
-            vae: str | None = None
-            source: str | None = None
-            resolved: bool = True
-
-            def tuple(self):
-                return self.vae, self.source
-
+        """Its list of files, then how it loads one; base_vae and the rest are the module's globals, as in the host."""
         vae = self._module("modules.sd_vae", VaeResolution=VaeResolution, vae_path=str(self.folder / "VAE"),
                            vae_dict={}, base_vae=None, loaded_vae_file=None, checkpoint_info=None,
                            unspecified=object(), wrong_hash="0123456789")  # fmt: skip
@@ -345,6 +349,17 @@ class FakeA1111:
                 return VaeResolution(vae.find_vae_near_checkpoint(file))
             return VaeResolution(vae.vae_dict.get(chosen))
 
+        vars(vae).update(
+            refresh_vae_list=refresh_vae_list,
+            find_vae_near_checkpoint=find_vae_near_checkpoint,
+            resolve_vae=resolve_vae,
+            load_vae_dict=lambda filename, map_location: {},
+            get_loaded_vae_name=lambda: Path(vae.loaded_vae_file).name if vae.loaded_vae_file else None,
+            get_loaded_vae_hash=lambda: vae.wrong_hash if vae.loaded_vae_file else None,
+        )
+        self._make_vae_loading(vae)
+
+    def _make_vae_loading(self, vae: types.ModuleType) -> None:
         def load_vae(model, vae_file=None, vae_source="from unknown source"):
             from safetensors.torch import load_file
 
@@ -374,16 +389,10 @@ class FakeA1111:
             vae.loaded_vae_file = None
 
         vars(vae).update(
-            refresh_vae_list=refresh_vae_list,
-            find_vae_near_checkpoint=find_vae_near_checkpoint,
-            resolve_vae=resolve_vae,
             load_vae=load_vae,
-            load_vae_dict=lambda filename, map_location: {},
             reload_vae_weights=reload_vae_weights,
             delete_base_vae=delete_base_vae,
             clear_loaded_vae=clear_loaded_vae,
-            get_loaded_vae_name=lambda: Path(vae.loaded_vae_file).name if vae.loaded_vae_file else None,
-            get_loaded_vae_hash=lambda: vae.wrong_hash if vae.loaded_vae_file else None,
         )
 
     def _make_processing(self) -> None:

@@ -69,7 +69,16 @@ def add_previews(host: FakeA1111) -> FakeA1111:
     host.devices.dtype = torch.float32
     state = host._module("modules.shared_state", State=_state_class(host))
     host.shared.state = state.State()
-    common = host._module("modules.sd_samplers_common", approximation_indexes=APPROXIMATIONS)
+    host._module("modules.images", image_grid=_grid)
+    _add_networks(host)
+    _add_conversions(host)
+    for name in ("shared_state", "sd_samplers_common", "sd_vae_taesd", "sd_vae_approx", "images"):
+        setattr(host.modules["modules"], name, host.modules[f"modules.{name}"])
+    return host
+
+
+def _add_networks(host: FakeA1111) -> None:
+    """Its small networks, fetched when they are wanted and never found."""
 
     def download_model(path, url):
         if not Path(path).exists():
@@ -93,13 +102,18 @@ def add_previews(host: FakeA1111) -> FakeA1111:
     approx = host._module("modules.sd_vae_approx", download_model=download_model, model=approximate)
     host.approximation = lambda sample: sample[:, :3] * 0.1
 
+
+def _add_conversions(host: FakeA1111) -> None:
+    """Between latents and pictures, in the way an option says, and what the sampler does with each latent."""
+    opts = host.shared.opts
+
     def samples_to_images_tensor(sample, approximation=None, model=None):
         if approximation is None:
             approximation = APPROXIMATIONS.get(opts.show_progress_type, 0)
         if approximation == 3:
-            return taesd.decoder_model()(sample) * 2 - 1
+            return host.sd_vae_taesd.decoder_model()(sample) * 2 - 1
         if approximation == 1:
-            return approx.model()(sample)
+            return host.sd_vae_approx.model()(sample)
         return (model or host.shared.sd_model).decode_first_stage(sample)
 
     def single_sample_to_image(sample, approximation=None):
@@ -110,7 +124,7 @@ def add_previews(host: FakeA1111) -> FakeA1111:
         if approximation is None:
             approximation = APPROXIMATIONS.get(opts.sd_vae_encode_method, 0)
         if approximation == 3:
-            return taesd.encoder_model()(image)
+            return host.sd_vae_taesd.encoder_model()(image)
         return (model or host.shared.sd_model).encode_first_stage(image * 2 - 1)[:, :4]
 
     def store_latent(decoded):
@@ -118,19 +132,18 @@ def add_previews(host: FakeA1111) -> FakeA1111:
         if not host.shared.parallel_processing_allowed:
             host.shared.state.assign_current_image(single_sample_to_image(decoded[0]))
 
-    vars(common).update(
+    def decode_first_stage(model, x):
+        return samples_to_images_tensor(x, APPROXIMATIONS.get(opts.sd_vae_decode_method, 0), model)
+
+    host._module(
+        "modules.sd_samplers_common",
+        approximation_indexes=APPROXIMATIONS,
         samples_to_images_tensor=samples_to_images_tensor,
         single_sample_to_image=single_sample_to_image,
         images_tensor_to_samples=images_tensor_to_samples,
         store_latent=store_latent,
-        decode_first_stage=lambda model, x: samples_to_images_tensor(
-            x, APPROXIMATIONS.get(opts.sd_vae_decode_method, 0), model
-        ),
+        decode_first_stage=decode_first_stage,
     )
-    host._module("modules.images", image_grid=_grid)
-    for name in ("shared_state", "sd_samplers_common", "sd_vae_taesd", "sd_vae_approx", "images"):
-        setattr(host.modules["modules"], name, host.modules[f"modules.{name}"])
-    return host
 
 
 def _grid(pictures: list[Any]) -> Image.Image:

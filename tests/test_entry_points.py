@@ -8,15 +8,8 @@ import sys
 
 import pytest
 from conftest import ROOT
-from fake_a1111 import FakeA1111, installed
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
-
-
-@pytest.fixture
-def fake(monkeypatch, tmp_path):
-    with installed(FakeA1111(tmp_path), monkeypatch) as fake:
-        yield fake
 
 
 def load_as_host(path, monkeypatch):

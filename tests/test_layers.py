@@ -15,17 +15,20 @@ HOST = {"modules", "modules_forge", "backend", "ldm_patched", "launch"}
 NEVER = {"ldm", "sgm"}  # the host's own copies differ from host to host; its modules are reached through sd_model
 
 BASE = {"errors", "settings"}
-FILES = BASE | {"core", "library", "catalogue", "download", "pictures", "infotext", "latent_file"}  # no host needed
+NO_HOST = {"settings_store", "core", "library_cache", "library", "catalogue", "download", "pictures", "infotext"}
+FILES = BASE | NO_HOST | {"latent_file"}
 BELOW_UI = FILES | {"host", "features", "demo"}
 PAGES = BELOW_UI | {"api", "adapters", "ui", "catalogue_service"}
 
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # layer: (own layers below it, third-party packages)
     "errors": (set(), set()),
     "settings": ({"errors"}, set()),
+    "settings_store": (BASE, set()),
     "infotext": ({"errors"}, set()),
     "core": (BASE, TORCH | {"psutil"}),  # psutil where a host ships it: the last resort for the size of free memory
     "pictures": ({"errors", "infotext"}, {"PIL", "numpy", "torch"}),
-    "library": (BASE | {"core"}, TORCH),
+    "library_cache": ({"errors", "core"}, set()),
+    "library": (BASE | {"core", "library_cache"}, TORCH),
     "latent_file": (BASE | {"core"}, TORCH),
     "catalogue": (BASE | {"core"}, set()),
     "download": (BASE, {"requests"}),

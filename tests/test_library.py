@@ -282,7 +282,7 @@ def test_facts_from_another_version_of_this_program_are_read_anew(vaes, make, he
     put(vaes / "a.safetensors")
     library = make()
     digest = library.sha256(library.get("a"))
-    monkeypatch.setattr(library_module, "__version__", "0.0.9")
+    monkeypatch.setattr("sd_vae_kit.library_cache.__version__", "0.0.9")
     assert make().get("a").sha256 == digest, "a hash does not depend on the version"
     assert header_reads == ["a.safetensors"] * 2
 

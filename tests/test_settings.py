@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.settings import SECTION_TITLES, Settings, SettingsStore, spec_of, specs, to_values, with_values
+from sd_vae_kit.settings import SECTION_TITLES, Settings, spec_of, specs, to_values, with_values
+from sd_vae_kit.settings_store import SettingsStore
 
 
 def test_every_setting_has_a_sentence_a_unique_key_and_a_default_within_its_own_limits():

@@ -22,7 +22,8 @@ from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.core.vae import load_vae
 from sd_vae_kit.errors import OptionError, PictureError, VaeKitError, VaeMismatchError
 from sd_vae_kit.features.job import Img2Img, Txt2Img
-from sd_vae_kit.settings import NONE, SettingsStore
+from sd_vae_kit.settings import NONE
+from sd_vae_kit.settings_store import SettingsStore
 
 DEMO = ROOT / "sd_vae_kit" / "demo"
 VIVID = "demo_vivid.safetensors"

@@ -14,7 +14,8 @@ from sd_vae_kit.features.job import Img2Img, Txt2Img, make_job
 from sd_vae_kit.features.tiling_job import JobTiling
 from sd_vae_kit.features.tiling_sentence import plain
 from sd_vae_kit.pictures import save_picture
-from sd_vae_kit.settings import AS_SET, SettingsStore
+from sd_vae_kit.settings import AS_SET
+from sd_vae_kit.settings_store import SettingsStore
 
 SIDE = 256
 JOB = Txt2Img(prompt="cat", steps=2, seed=5, width=SIDE, height=SIDE, tiling="Off")

@@ -34,7 +34,8 @@ from sd_vae_kit.features.tiny_vaes import Half, TinyVaes
 from sd_vae_kit.host import Checkpoint, Level
 from sd_vae_kit.library import Entry, Library
 from sd_vae_kit.pictures import Pixels
-from sd_vae_kit.settings import FULL, TAESD, PreviewSettings, Settings, SettingsStore
+from sd_vae_kit.settings import FULL, TAESD, PreviewSettings, Settings
+from sd_vae_kit.settings_store import SettingsStore
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 OWN_VAE, TINY_DECODER = "demo_natural.safetensors", "demo_tiny_decoder.safetensors"

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"VAE Kit: {error}\n")
         return USER_ERROR
     except KeyboardInterrupt:
-        pass
+        pass  # the way to stop it
     return 0
 
 
@@ -105,7 +105,7 @@ def build_program(folders: Folders, shown: Path, forced_vae: Path | None = None)
     from sd_vae_kit.adapters.standalone import StandaloneHost
     from sd_vae_kit.app.program import StandaloneProgram
     from sd_vae_kit.library import Folder, Library
-    from sd_vae_kit.settings import SettingsStore
+    from sd_vae_kit.settings_store import SettingsStore
 
     if forced_vae is not None and not forced_vae.is_file():
         raise OptionError(f"--vae-path names {forced_vae}, which is not a file; correct the path.")

@@ -25,7 +25,8 @@ from sd_vae_kit.features.tiling_job import JobTiling
 from sd_vae_kit.features.tiling_sentence import Piece
 from sd_vae_kit.features.tiny_vaes import TinyVaes, other_half
 from sd_vae_kit.library import Entry, Library
-from sd_vae_kit.settings import AUTOMATIC, NONE, SettingsStore, Value, spec_of, to_values
+from sd_vae_kit.settings import AUTOMATIC, NONE, Value, spec_of, to_values
+from sd_vae_kit.settings_store import SettingsStore
 from sd_vae_kit.ui.program import Message, Pasted, TopBar, VaeFacts, VaeRow
 
 HASHED_AT_ONCE = 400_000_000  # bytes; reading that much takes well under a second

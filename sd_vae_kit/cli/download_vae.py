@@ -16,7 +16,7 @@ from sd_vae_kit.download import Progress
 from sd_vae_kit.download.part_file import file_sha256
 from sd_vae_kit.errors import OptionError
 from sd_vae_kit.features.install import install
-from sd_vae_kit.settings import SettingsStore
+from sd_vae_kit.settings_store import SettingsStore
 
 
 def run(options: argparse.Namespace) -> Outcome:

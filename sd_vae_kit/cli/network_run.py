@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sd_vae_kit.cli.measurement import measure
+from sd_vae_kit.cli.measurement import Measured, measure
 from sd_vae_kit.cli.vae_choice import Chosen
 from sd_vae_kit.core.checkpoint import dtype_name
 from sd_vae_kit.core.ladder import is_out_of_memory
@@ -112,7 +112,13 @@ def run_network(
     if not bool(torch.isfinite(result).all()):
         remedy = "use --dtype fp32" if dtype != "fp32" else "the VAE cannot process this input, or is damaged"
         raise NanError(f"{vae.label} in {dtype} gave values that are not finite; nothing was written: {remedy}.")
-    report = Report(
+    told = [*warnings, *(_warnings_of(done) if done else ())]
+    return result, _report(done, dtype, cost, chosen.sha256, told)
+
+
+def _report(done: RunReport | None, dtype: str, cost: Measured, vae_sha256: str, warnings: list[str]) -> Report:
+    """Of a run by a plan, or by the network's own forward."""
+    return Report(
         plan=done.plan if done else "whole",
         bands=done.bands if done else 1,
         predicted_mb=done.predicted_mb if done else None,
@@ -122,10 +128,9 @@ def run_network(
         steps_shifted=done.steps_shifted if done else 0,
         steps_fp32=done.steps_fp32 if done else 0,
         seconds=cost.seconds,
-        vae_sha256=chosen.sha256,
-        warnings=[*warnings, *(_warnings_of(done) if done else ())],
+        vae_sha256=vae_sha256,
+        warnings=warnings,
     )
-    return result, report
 
 
 def _network(

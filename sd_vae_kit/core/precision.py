@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -176,27 +177,29 @@ def run_guarded(
             may_repair=dtype == torch.float16 and not policy.prefer_bf16, before=before,
         )  # fmt: skip
         begun = len(counted.bands_by_step)
+        watched = None if policy.mode == "never" else guard
+        run = _with_ladder(make_room) if has_ladder else _as_planned
         try:
-            watched = None if policy.mode == "never" else guard
-            if has_ladder:
-                done = run_with_ladder(
-                    program, x, current, on_step=on_step, stats=counted, make_room=make_room, guard=watched
-                )
-            else:
-                result = run_streamed(program, x, current, on_step=on_step, stats=counted, guard=watched)
-                done = LadderResult(result, current, ())
+            done = run(program, x, current, on_step=on_step, stats=counted, guard=watched)
         except HalfIsNotEnough as error:
             step = str(error)
         else:
             tally.add(guard)
             asked = torch.float32 if policy.mode == "fp32" and plan.dtype.itemsize < 4 else plan.dtype
-            found = _found(guard, asked, dtype, program, tally)
-            return Guarded(
-                done.result.to(plan.dtype), done.plan, done.failures, found, _learnt(guard, asked, dtype, known)
-            )
+            report, learnt = _found(guard, asked, dtype, program, tally), _learnt(guard, asked, dtype, known)
+            return Guarded(done.result.to(plan.dtype), done.plan, done.failures, report, learnt)
         tally.add(guard)
         tally.recomputed += max(0, len(counted.bands_by_step) - begun)
         dtype = _next(program, policy, dtype, label, step)
+
+
+def _with_ladder(make_room: Callable[[int], bool] | None) -> Callable[..., LadderResult]:
+    return partial(run_with_ladder, make_room=make_room)
+
+
+def _as_planned(program: Program, x: Tensor, plan: Plan, **watching: Any) -> LadderResult:
+    """Where the caller has a ladder of its own."""
+    return LadderResult(run_streamed(program, x, plan, **watching), plan, ())
 
 
 def _replanned(plan: Plan, dtype: torch.dtype, replan: Replan | None) -> Plan:

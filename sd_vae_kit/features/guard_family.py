@@ -29,7 +29,8 @@ from sd_vae_kit.core.latent_format import FORMATS, family_label, split_family
 from sd_vae_kit.core.vae import VaeWeights
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.host import Checkpoint
-from sd_vae_kit.library import Entry, Identity, Library
+from sd_vae_kit.library import Entry, Library
+from sd_vae_kit.library_cache import Identity
 from sd_vae_kit.settings import GuardSettings
 
 MARKS = Path(__file__).with_name("family_marks.json")

@@ -1,7 +1,6 @@
 """The stand-alone app in a process of its own and a Chromium page on it, for the tests in this folder."""
 
 import io
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,22 +15,8 @@ from conftest import ROOT
 from PIL import Image
 
 START = "import sys; from sd_vae_kit.app import main; sys.exit(main(sys.argv[1:]))"
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 READY_SECONDS = 120
 WAIT_MS = 120_000  # a job on two busy cores
-
-
-def find_chromium():
-    """Path of the system's Chromium, None if there is none."""
-    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
 
 
 @contextmanager

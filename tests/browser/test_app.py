@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from browser_app import CHROMIUM_FLAGS, WAIT_MS, App, find_chromium, running_app
+from browser_app import WAIT_MS, App, running_app
 from conftest import ROOT
 from PIL import Image
 from safetensors.torch import save_file
@@ -44,18 +44,6 @@ def data(tmp_path_factory):
 def address(data):
     with running_app(data) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no Chromium on this machine; install the system's chromium package to run browser tests")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

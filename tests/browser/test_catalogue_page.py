@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser_app import CHROMIUM_FLAGS, App, find_chromium, running_app
+from browser_app import App, running_app
 from conftest import ROOT
 from fault_server import FaultServer
 from safetensors.torch import load_file, save
@@ -74,21 +74,15 @@ def address(data):
 
 
 @pytest.fixture(scope="module")
-def app(address):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no Chromium on this machine; install the system's chromium package to run browser tests")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
-        context = browser.new_context(viewport={"width": 1360, "height": 1500}, color_scheme="light")
-        app = App(context.new_page(), address)
-        app.open()
-        app.tab("VAE")
-        yield app
-        problems = app.problems
-        browser.close()
-        assert problems == []
+def app(browser, address):
+    context = browser.new_context(viewport={"width": 1360, "height": 1500}, color_scheme="light")
+    app = App(context.new_page(), address)
+    app.open()
+    app.tab("VAE")
+    yield app
+    problems = app.problems
+    context.close()
+    assert problems == []
 
 
 def part(name):

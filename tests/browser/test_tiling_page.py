@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from browser_app import CHROMIUM_FLAGS, WAIT_MS, App, find_chromium, running_app
+from browser_app import WAIT_MS, App, running_app
 from conftest import ROOT
 from PIL import Image
 
@@ -20,18 +20,6 @@ FORM = {"prompt": "cat", "width": 256, "height": 256, "steps": 2, "seed": 5}
 def address(tmp_path_factory):
     with running_app(tmp_path_factory.mktemp("data")) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no Chromium on this machine; install the system's chromium package to run browser tests")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from browser_app import CHROMIUM_FLAGS, App, find_chromium, running_app
+from browser_app import App, running_app
 from conftest import ROOT
 from PIL import Image
 
@@ -13,17 +13,12 @@ VAES = ("demo_natural.safetensors", "demo_vivid.safetensors")
 
 
 @pytest.fixture
-def app(tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no Chromium on this machine; install the system's chromium package to run browser tests")
-    with running_app(tmp_path) as address, playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+def app(browser, tmp_path):
+    with running_app(tmp_path) as address:
         app = App(browser.new_page(), address)
         app.open()
         yield app
-        browser.close()
+        app.page.close()
 
 
 def test_the_same_seed_looks_different_through_another_vae(app):

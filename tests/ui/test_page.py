@@ -1,6 +1,5 @@
 """The pages are built and filled from plain data, on whatever gradio is installed, without torch."""
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -16,15 +15,7 @@ from sd_vae_kit.settings import SECTION_TITLES, specs
 from sd_vae_kit.ui import element_ids, generation_tab, gradio_compat, page, settings_tab, top_bar, vae_tab
 from sd_vae_kit.ui.generation_form import Form, build_controls, build_prompts
 
-
-@pytest.fixture(autouse=True)
-def _close_event_loops(monkeypatch):
-    """gradio 6 makes event loops for every page and leaves them open."""
-    made, real = [], asyncio.new_event_loop
-    monkeypatch.setattr(asyncio, "new_event_loop", lambda: made.append(real()) or made[-1])
-    yield
-    for loop in made:
-        loop.close()
+pytestmark = pytest.mark.usefixtures("close_event_loops")
 
 
 @pytest.fixture

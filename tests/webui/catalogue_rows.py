@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
+import shutil
 from pathlib import Path
 
+import pytest
 from fault_server import Exchange, FaultServer
+from installation import Program, WebUi, running_with
+from pages import LOAD_MS, open_page, open_tab, save
 from playwright.sync_api import Page, expect
 
 from sd_vae_kit.catalogue import DATA, catalogue
 
-LOAD_MS = 60_000
-SHOTS = "VAE_KIT_SCREENSHOTS"  # a folder: screenshots are saved there
 NAME, FILE = "Warm colours", "warm_colours.safetensors"
 SETTINGS = {"vae_kit_download_http": "loopback", "vae_kit_download_proxy": "direct"}
 
@@ -54,14 +55,35 @@ def prepare(data: Path, server: FaultServer, content: bytes, **settings: object)
     (data / "config.json").write_text(json.dumps({**SETTINGS, **settings}), "utf-8")
 
 
+def with_a_foreign_vae(data: Path, file: Path) -> None:
+    """Add to the data folder's catalogue: this file is an SDXL VAE; our own entry is the standard one of SD 1."""
+    own = data / "vae-kit" / "catalogue.json"
+    known = json.loads(own.read_text("utf-8"))
+    (entry,) = known["entries"]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    foreign = {**entry, "name": "Some SDXL VAE", "file": "some.safetensors", "family": "sdxl", "sha256": digest}
+    own.write_text(json.dumps({**known, "entries": [entry, foreign], "standard": {"sd1": NAME}}), "utf-8")
+
+
+def write_rules(webui: WebUi, *rules: dict[str, object]) -> None:
+    """Write the rules file, as an editor does."""
+    (webui.data / "vae-kit" / "vae_rules.json").write_text(json.dumps({"version": 1, "rules": rules}), "utf-8")
+
+
+def add_tried(weights: str | None, folder: Path) -> None:
+    """Real TAESD decoders as VAE files, where there are any."""
+    for file in sorted(Path(weights).rglob("taesd*_decoder.*")) if weights else ():
+        shutil.copy(file, folder / f"tried_{file.name}")
+
+
+def tracebacks(log: str) -> list[str]:
+    """Those that are ours, or a request's; uvicorn 0.22 prints one where a browser is slow to answer."""
+    found = re.findall(r"Traceback.*?(?=^\S)", log + "\n-", re.M | re.S)
+    return [text for text in found if "H11Protocol" not in text and "timeout_keep_alive_handler" not in text]
+
+
 def part(name: str) -> str:
     return f"#vae_kit_catalogue_{name}"
-
-
-def open_tab(page: Page, name: str = "VAE Kit") -> None:
-    page.locator("#tabs > .tab-nav button").filter(
-        has_text=re.compile(rf"^\s*{re.escape(name)}\s*$", re.IGNORECASE)
-    ).click()
 
 
 def pick(page: Page, name: str) -> None:
@@ -82,21 +104,40 @@ def told(page: Page, name: str):
     return page.locator(part(name)).first  # gradio 3 gives a component's id to two elements
 
 
-def save(page: Page, name: str) -> None:
-    if folder := os.environ.get(SHOTS):
-        page.evaluate("window.scrollTo(0, 0)")
-        page.wait_for_timeout(1500)
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-
-
 class CatalogueTab:
-    """Run in this order: the page is one session.  Subclasses have the fixtures `page`, `webui`, `vaes`, `server`,
-    `content`, and say which of the installed files is `plain`, what the screenshots are called, and how a picture is
-    made.
+    """Run in this order: the page is one session.  Subclasses are tests: they have the fixtures `vaes` (a folder) and
+    `content` (another VAE, as a file's bytes).
+
+    Attributes:
+        program: Which web UI, and `flags` beyond the plain start.
+        plain: One of the installed files.
+        shots: What the screenshots are called.
+        own_error: A script error that the program's page has without us.
     """
 
+    program: Program
+    flags: tuple[str, ...] = ()
     plain = "plain.safetensors"
     shots = ""
+    own_error = ""
+
+    @pytest.fixture(scope="class")
+    def server(self, content):
+        with FaultServer(content) as server:
+            yield server
+
+    @pytest.fixture(scope="class")
+    def webui(self, tmp_path_factory, vaes, server, content):
+        data = tmp_path_factory.mktemp("webui")
+        prepare(data, server, content)
+        with running_with(self.program, data, f"--vae-dir={vaes}", *self.flags) as webui:
+            yield webui
+
+    @pytest.fixture(scope="class")
+    def page(self, browser, webui):
+        with open_page(browser, webui, 1400, 1300, self.own_error) as page:
+            yield page
+        assert not tracebacks(webui.log)
 
     def test_1_installed_and_known_vaes_are_listed_and_filtered(self, page):
         open_tab(page)
@@ -113,7 +154,7 @@ class CatalogueTab:
         expect(table).to_contain_text(self.plain)
         page.locator(part("shown")).get_by_text("all", exact=True).click()
         expect(table).to_contain_text("SDXL VAE 1.0", timeout=LOAD_MS)
-        save(page, f"{self.shots}_vae_kit_tab")
+        save(page, f"{self.shots}_vae_kit_tab", is_whole=True)
 
     def test_2_a_cancelled_install_leaves_nothing_and_goes_on(self, page, vaes, server, content):
         open_tab(page)
@@ -157,7 +198,7 @@ class CatalogueTab:
         press(page, "explain")
         expect(told(page, "told")).to_contain_text("The family is SD 1.x / 2.x, not SDXL.", timeout=LOAD_MS)
         expect(told(page, "told")).to_contain_text(f"All of it holds, so the VAE is {self.plain}.")
-        save(page, f"{self.shots}_rules")
+        save(page, f"{self.shots}_rules", is_whole=True)
         press(page, "save_rules")
         expect(told(page, "told")).to_contain_text("2 rules saved", timeout=LOAD_MS)
         assert webui.status()["reason"] == f"{self.plain} follows from rule 2 (family sd1)."
@@ -181,7 +222,7 @@ class CatalogueTab:
             panel.locator(".label-wrap").first.click()
         message = page.locator("#vae_kit_txt2img_missing").first
         expect(message).to_contain_text('it is "SDXL VAE 1.0"', timeout=LOAD_MS)
-        save(page, f"{self.shots}_missing_vae")
+        save(page, f"{self.shots}_missing_vae", is_whole=True)
         message.locator("a").click()
         expect(page.locator(f"{part('chosen')} input")).to_have_value("SDXL VAE 1.0", timeout=LOAD_MS)
         expect(told(page, "about")).to_contain_text("SDXL")

@@ -7,6 +7,7 @@ folder, VAE files made for the test in another.  What is needed beyond the plain
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from vae_variants import smallest_checkpoint
 
 START_SECONDS = 300
 REQUEST_SECONDS = 300
@@ -273,6 +276,33 @@ def start(program: Program, data: Path, *flags: str, with_extension: bool = True
         webui.stop()
         raise
     return webui
+
+
+@contextlib.contextmanager
+def running_with(
+    program: Program, data: Path, *flags: str, link: Callable[[Path], None] | None = None
+) -> Iterator[WebUi]:
+    """A web UI on its smallest checkpoint, until the test is over.
+
+    Args:
+        link: Puts a test's own extension into the data folder, beside ours.
+    """
+    (data / "extensions").mkdir(parents=True, exist_ok=True)
+    if link is not None:
+        link(data)
+    webui = start(program, data, f"--ckpt={smallest_checkpoint(program.folder())}", *flags)
+    try:
+        yield webui
+    finally:
+        webui.stop()
+
+
+@contextlib.contextmanager
+def without_traceback(webui: WebUi) -> Iterator[WebUi]:
+    """Whoever leaves a traceback in the log fails; what is wanted there is skipped by moving `checked`."""
+    webui.checked = len(webui.log)
+    yield webui
+    assert "Traceback" not in webui.log[webui.checked :], webui.log[webui.checked :]
 
 
 def wait_until(condition, seconds: float, webui: WebUi) -> None:

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from installation import SMALL, Answer, Made, WebUi, made_from
+import pytest
+from installation import SMALL, Answer, Made, Program, WebUi, made_from, running_with, without_traceback
 from PIL import Image
 
 HALVES = ("taesd_decoder.safetensors", "taesd_encoder.safetensors")
@@ -93,85 +94,105 @@ def parameters(webui: WebUi, **request: object) -> str:
     return json.loads(answer.body["info"])["infotexts"][0]
 
 
-# --- the rows --------------------------------------------------------------------------------------------------------
+class TaesdRows:
+    """Subclasses are tests: each says which program runs, and how many steps are long enough for some polls.
 
+    Attributes:
+        hires: What the program wants of a request with hires fix, beside A1111's.
+    """
 
-def check_round_trip(webui: WebUi) -> None:
-    """Real TAESD both ways brings the picture back; the program's tiny random VAE does not, nor do mixed ways."""
-    image = photograph()
-    tiny = through_and_back(webui, image, **TAESD_BOTH)
-    full = through_and_back(webui, image, **FULL_BOTH)
-    decoded = through_and_back(webui, image, sd_vae_encode_method="Full", sd_vae_decode_method="TAESD")
-    encoded = through_and_back(webui, image, sd_vae_encode_method="TAESD", sd_vae_decode_method="Full")
-    scores = [psnr(made.pixels, np.asarray(image)) for made in (tiny, full, decoded, encoded)]
-    assert scores[0] > 24, scores
-    assert max(scores[1:]) < 16, scores
-    types = [(made.parameter("VAE Encoder"), made.parameter("VAE Decoder")) for made in (tiny, full, decoded, encoded)]
-    assert types == [("TAESD", "TAESD"), (None, None), (None, "TAESD"), ("TAESD", None)]
+    program: Program
+    steps: int
+    hires: dict[str, object] = {}
 
+    @pytest.fixture(scope="class")
+    def models(self, tmp_path_factory, weights_dir):
+        return models_folder(self.program.folder(), tmp_path_factory.mktemp("links") / "models", weights_dir)
 
-def check_hires_infotext(webui: WebUi, **more: object) -> None:
-    """The program itself forgets it with hires fix."""
-    hires = {"enable_hr": True, "denoising_strength": 0.5, "hr_scale": 2, "hr_upscaler": "Latent", **more}
-    text = parameters(webui, override_settings={"sd_vae_decode_method": "TAESD"}, **hires)
-    assert "VAE Decoder: TAESD" in text
-    assert "VAE Decoder" not in parameters(webui, **hires)
+    @pytest.fixture(scope="class")
+    def running(self, tmp_path_factory, models):
+        with running_with(self.program, tmp_path_factory.mktemp("webui"), f"--models-dir={models}") as webui:
+            yield webui
 
+    @pytest.fixture
+    def webui(self, running):
+        with without_traceback(running):
+            yield running
+            assert not [name for name in OWN_NAMES if name in running.log]
 
-def check_previews(webui: WebUi, method: str, steps: int) -> None:
-    """Pictures that change over the steps, and the result is bit-equal to one without previews."""
-    webui.set(show_progress_type=method, show_progress_every_n_steps=1, vae_kit_preview_share=100)
-    made, seen = with_polls(webui, steps)
-    assert len(seen) >= 3, [step for step, _ in seen]
-    shapes = {pixels_of(preview).shape for _, preview in seen}
-    assert len(shapes) == 1
-    assert method == "Approx NN" or shapes == {(128, 128, 3)}  # the program's own network makes small pictures
-    reached = [step for step, _ in seen]
-    assert reached == sorted(reached)
-    assert not np.array_equal(pixels_of(seen[0][1]), pixels_of(seen[-1][1]))
-    webui.set(live_previews_enable=False)
-    plain, none = with_polls(webui, steps)
-    webui.set(live_previews_enable=True)
-    assert none == []
-    assert plain == made
+    def test_a_picture_comes_back_through_taesd_and_the_infotext_says_so(self, webui):
+        """Real TAESD both ways brings the picture back; the program's tiny random VAE does not, nor do mixed ways."""
+        image = photograph()
+        tiny = through_and_back(webui, image, **TAESD_BOTH)
+        full = through_and_back(webui, image, **FULL_BOTH)
+        decoded = through_and_back(webui, image, sd_vae_encode_method="Full", sd_vae_decode_method="TAESD")
+        encoded = through_and_back(webui, image, sd_vae_encode_method="TAESD", sd_vae_decode_method="Full")
+        scores = [psnr(made.pixels, np.asarray(image)) for made in (tiny, full, decoded, encoded)]
+        assert scores[0] > 24, scores
+        assert max(scores[1:]) < 16, scores
+        pictures = (tiny, full, decoded, encoded)
+        types = [(made.parameter("VAE Encoder"), made.parameter("VAE Decoder")) for made in pictures]
+        assert types == [("TAESD", "TAESD"), (None, None), (None, "TAESD"), ("TAESD", None)]
 
+    def test_hires_fix_names_taesd(self, webui):
+        """The program itself forgets it with hires fix."""
+        hires = {"enable_hr": True, "denoising_strength": 0.5, "hr_scale": 2, "hr_upscaler": "Latent", **self.hires}
+        text = parameters(webui, override_settings={"sd_vae_decode_method": "TAESD"}, **hires)
+        assert "VAE Decoder: TAESD" in text
+        assert "VAE Decoder" not in parameters(webui, **hires)
 
-def check_that_what_is_shown_is_what_is_decoded_at_last(webui: WebUi, steps: int) -> None:
-    """The preview is of the denoised prediction: the last one is nearly the picture that TAESD makes in the end."""
-    webui.set(show_progress_type="TAESD", show_progress_every_n_steps=1, vae_kit_preview_share=100)
-    made, seen = with_polls(webui, steps, override_settings={"sd_vae_decode_method": "TAESD"})
-    late = [preview for step, preview in seen if step >= 0.8 * steps]
-    assert late, [step for step, _ in seen]
-    # noise of the size of the latent itself would leave nothing of the picture: below 15 dB
-    assert max(psnr(pixels_of(preview), made.pixels) for preview in late) > 22
+    @pytest.mark.parametrize("method", ["TAESD", "Approx cheap", "Approx NN"])
+    def test_previews_change_over_the_steps_and_do_not_change_the_picture(self, webui, method):
+        """Pictures that change over the steps, and the result is bit-equal to one without previews."""
+        webui.set(show_progress_type=method, show_progress_every_n_steps=1, vae_kit_preview_share=100)
+        made, seen = with_polls(webui, self.steps)
+        assert len(seen) >= 3, [step for step, _ in seen]
+        shapes = {pixels_of(preview).shape for _, preview in seen}
+        assert len(shapes) == 1
+        assert method == "Approx NN" or shapes == {(128, 128, 3)}  # the program's own network makes small pictures
+        reached = [step for step, _ in seen]
+        assert reached == sorted(reached)
+        assert not np.array_equal(pixels_of(seen[0][1]), pixels_of(seen[-1][1]))
+        webui.set(live_previews_enable=False)
+        plain, none = with_polls(webui, self.steps)
+        webui.set(live_previews_enable=True)
+        assert none == []
+        assert plain == made
 
-
-def check_missing_files(webui: WebUi, folder: Path, steps: int) -> None:
-    """Sampling goes on, the linear preview is shown, the VAE itself decodes, one line says so, nobody is contacted."""
-    kept = folder.with_name("kept")
-    (folder / "VAE-taesd").rename(kept)
-    (folder / "VAE-taesd").mkdir()
-    before = len(webui.log)
-    try:
+    def test_the_preview_shows_the_denoised_prediction(self, webui):
+        """The preview is of the denoised prediction: the last one is nearly the picture that TAESD makes in the end."""
         webui.set(show_progress_type="TAESD", show_progress_every_n_steps=1, vae_kit_preview_share=100)
-        made, seen = with_polls(webui, steps, override_settings={"sd_vae_decode_method": "TAESD"})
-        full, _ = with_polls(webui, steps)
-    finally:
-        (folder / "VAE-taesd").rmdir()
-        kept.rename(folder / "VAE-taesd")
-    assert made == full
-    assert "VAE Decoder" not in made.infotext
-    assert len(seen) >= 2
-    said = webui.log[before:]
-    assert said.count("The VAE itself is used.") == 1
-    assert said.count("The linear preview is shown.") == 1
-    assert 'download "TAESD decoder"' in said
-    assert not [name for name in OWN_NAMES if name in said]
+        made, seen = with_polls(webui, self.steps, override_settings={"sd_vae_decode_method": "TAESD"})
+        late = [preview for step, preview in seen if step >= 0.8 * self.steps]
+        assert late, [step for step, _ in seen]
+        # noise of the size of the latent itself would leave nothing of the picture: below 15 dB
+        assert max(psnr(pixels_of(preview), made.pixels) for preview in late) > 22
 
+    def test_without_files_nothing_stops_and_one_line_says_what_to_install(self, webui, models):
+        """Sampling goes on with the linear preview, the VAE itself decodes, one line says so, nobody is contacted."""
+        kept = models.with_name("kept")
+        (models / "VAE-taesd").rename(kept)
+        (models / "VAE-taesd").mkdir()
+        before = len(webui.log)
+        try:
+            webui.set(show_progress_type="TAESD", show_progress_every_n_steps=1, vae_kit_preview_share=100)
+            made, seen = with_polls(webui, self.steps, override_settings={"sd_vae_decode_method": "TAESD"})
+            full, _ = with_polls(webui, self.steps)
+        finally:
+            (models / "VAE-taesd").rmdir()
+            kept.rename(models / "VAE-taesd")
+        assert made == full
+        assert "VAE Decoder" not in made.infotext
+        assert len(seen) >= 2
+        said = webui.log[before:]
+        assert said.count("The VAE itself is used.") == 1
+        assert said.count("The linear preview is shown.") == 1
+        assert 'download "TAESD decoder"' in said
+        assert not [name for name in OWN_NAMES if name in said]
 
-def check_bad_method(webui: WebUi) -> None:
-    """The program decodes Approx NN to a quarter of the size, and writes any word into the infotext."""
-    answer = webui.try_txt2img(override_settings={"sd_vae_decode_method": "Approx NN"})
-    assert answer.status == 422, answer.body
-    assert "choose Full or TAESD" in answer.detail
-    assert webui.try_txt2img().status == 200
+    def test_a_method_that_does_not_exist_is_refused(self, webui):
+        """The program decodes Approx NN to a quarter of the size, and writes any word into the infotext."""
+        answer = webui.try_txt2img(override_settings={"sd_vae_decode_method": "Approx NN"})
+        assert answer.status == 422, answer.body
+        assert "choose Full or TAESD" in answer.detail
+        assert webui.try_txt2img().status == 200

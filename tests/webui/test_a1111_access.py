@@ -3,15 +3,13 @@
 import json
 
 import pytest
-from catalogue_rows import FILE, LOAD_MS, NAME, open_tab, part, pick, prepare, press, save, told
+from catalogue_rows import FILE, NAME, part, pick, prepare, press, told
 from fault_server import FaultServer
-from installation import A1111, start
+from installation import A1111, running_with, without_traceback
+from pages import LOAD_MS, open_tab, save
 from playwright.sync_api import expect
-from test_a1111_browser import browser
-from vae_variants import smallest_checkpoint
 
 pytestmark = pytest.mark.webui
-__all__ = ["browser"]  # a fixture
 
 CASES = {
     "open": (["--listen"], "open to others (--listen, --share, --server-name or --ngrok)"),
@@ -28,9 +26,8 @@ def test_what_is_not_allowed_is_said_and_not_done(case, browser, tmp_path):
     vaes.mkdir()
     with FaultServer(b"not asked for") as server:
         prepare(tmp_path, server, b"not asked for")
-        webui = start(A1111, tmp_path, f"--vae-dir={vaes}", f"--ckpt={smallest_checkpoint(A1111.folder())}", *flags)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        try:
+        with running_with(A1111, tmp_path, f"--vae-dir={vaes}", *flags) as webui, without_traceback(webui):
+            page = browser.new_page(viewport={"width": 1280, "height": 1000})
             page.goto(webui.url)
             expect(page.locator("#tabs")).to_be_visible(timeout=LOAD_MS)
             open_tab(page)
@@ -44,17 +41,14 @@ def test_what_is_not_allowed_is_said_and_not_done(case, browser, tmp_path):
             else:
                 refused = "downloads are switched off" if case == "offline" else line
                 expect(told(page, "progress")).to_contain_text(refused, timeout=LOAD_MS)
-                save(page, f"a1111_{case}")
+                save(page, f"a1111_{case}", is_whole=True)
                 assert server.requests == []
                 assert list(vaes.iterdir()) == []
-            rules(page, webui, allowed=case in ("insecure", "offline"))
-            assert "Traceback" not in webui.log, webui.log
-        finally:
+            try_rules(page, webui, allowed=case in ("insecure", "offline"))
             page.close()
-            webui.stop()
 
 
-def rules(page, webui, allowed):
+def try_rules(page, webui, allowed):
     page.locator(f"{part('rules')} textarea").fill(json.dumps({"version": 1, "rules": [{"vae": "None"}]}))
     press(page, "save_rules")
     expect(told(page, "told")).to_contain_text("1 rule saved" if allowed else "--", timeout=LOAD_MS)

@@ -1,96 +1,29 @@
 """A1111 with this extension in a real Chromium: the top bar, the panel, the settings page."""
 
-import os
 import re
-import shutil
-from pathlib import Path
 
 import pytest
-from installation import A1111, start
-from playwright.sync_api import Page, expect, sync_playwright
+from installation import A1111, running_with, without_traceback
+from pages import HOSTS_OWN, LOAD_MS, choose, generate, open_page, open_panel, open_tab, save, sentence
+from playwright.sync_api import expect
 from vae_variants import smallest_checkpoint, write_variants
 
 pytestmark = pytest.mark.webui
-
-SHOTS = "VAE_KIT_SCREENSHOTS"  # a folder: screenshots are saved there
-LOAD_MS = 60_000
-# A1111 1.10.1 without any extension, each time Generate is pressed
-HOSTS_OWN = "Cannot read properties of undefined (reading 'props')"
 
 
 @pytest.fixture(scope="module")
 def webui(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vaes")
-    checkpoint = smallest_checkpoint(A1111.folder())
-    write_variants(folder, checkpoint)
-    webui = start(A1111, tmp_path_factory.mktemp("a1111"), f"--vae-dir={folder}", f"--ckpt={checkpoint}")
-    yield webui
-    webui.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if not path:
-        pytest.skip("no Chromium on this computer")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    write_variants(folder, smallest_checkpoint(A1111.folder()))
+    with running_with(A1111, tmp_path_factory.mktemp("a1111"), f"--vae-dir={folder}") as webui:
+        yield webui
 
 
 @pytest.fixture
 def page(browser, webui):
-    page = browser.new_page(viewport={"width": 1280, "height": 960})
-    wrong = []
-    page.on("pageerror", lambda error: wrong.append(str(error)) if HOSTS_OWN not in str(error) else None)
     assert webui.set(sd_vae="Automatic").status == 200
-    page.goto(webui.url)
-    expect(page.locator("#setting_sd_vae")).to_be_visible(timeout=LOAD_MS)
-    before = len(webui.log)
-    yield page
-    page.close()
-    assert not wrong
-    assert "Traceback" not in webui.log[before:], webui.log[before:]
-
-
-def choose(page: Page, name: str) -> None:
-    """Pick from the top bar, as a user does."""
-    page.locator("#setting_sd_vae input").click()
-    option = page.locator("#setting_sd_vae ul.options li").filter(has_text=re.compile(rf"^\W*{re.escape(name)}\s*$"))
-    option.click()
-
-
-def open_panel(page: Page, tab: str = "txt2img") -> None:
-    panel = page.locator(f"#vae_kit_{tab}")
-    if not panel.locator("label").first.is_visible():
-        panel.locator(".label-wrap").first.click()
-
-
-def sentence(page: Page, tab: str = "txt2img"):
-    return page.locator(f"#vae_kit_{tab}_active").first
-
-
-def save(page: Page, name: str) -> None:
-    folder = os.environ.get(SHOTS)
-    if folder:
-        page.screenshot(path=Path(folder) / f"a1111_{name}.png")
-
-
-def generate(page: Page) -> str:
-    """Press Generate with a small picture; the picture's address."""
-    page.locator("#txt2img_seed input").fill("1")
-    for side in ("width", "height"):
-        page.locator(f"#txt2img_{side} input[type=number]").fill("64")
-    page.locator("#txt2img_steps input[type=number]").fill("2")
-    old = page.locator("#txt2img_gallery img").first
-    before = old.get_attribute("src") if old.count() else ""
-    page.locator("#txt2img_generate").click()
-    shown = page.locator("#txt2img_gallery img").first
-    expect(shown).not_to_have_attribute("src", before or "", timeout=LOAD_MS)
-    expect(page.locator("#html_info_txt2img").first).to_contain_text("Steps: 2", timeout=LOAD_MS)
-    expect(page.locator("#txt2img_interrupt")).to_be_hidden(timeout=LOAD_MS)
-    return page.locator("#html_info_txt2img").first.inner_text()
+    with open_page(browser, webui, 1280, 960, HOSTS_OWN) as page, without_traceback(webui):
+        yield page
 
 
 def test_the_dropdown_in_the_top_bar_changes_the_picture(page):
@@ -103,8 +36,7 @@ def test_the_dropdown_in_the_top_bar_changes_the_picture(page):
     expect(sentence(page)).to_contain_text(re.compile("hash [0-9a-f]{10}"))
     made = generate(page)
     assert "VAE: plain.safetensors" in made
-    page.evaluate("window.scrollTo(0, 0)")
-    save(page, "panel")
+    save(page, "a1111_panel")
 
 
 def test_a_bad_choice_goes_back_and_says_why(page):
@@ -115,7 +47,7 @@ def test_a_bad_choice_goes_back_and_says_why(page):
     choose(page, "cut.safetensors")
     expect(page.locator(".toast-wrap")).to_contain_text("The option stays at other.safetensors", timeout=LOAD_MS)
     expect(page.locator("#setting_sd_vae input")).to_have_value("other.safetensors")
-    save(page, "refused")
+    save(page, "a1111_refused")
 
 
 def test_reloading_the_page_keeps_the_choice(page):
@@ -130,19 +62,18 @@ def test_reloading_the_page_keeps_the_choice(page):
 
 
 def test_the_panel_is_in_both_tabs(page):
-    page.locator("#tabs > .tab-nav button", has_text="img2img").click()
+    open_tab(page, "img2img")
     open_panel(page, "img2img")
     expect(sentence(page, "img2img")).to_contain_text("Active VAE")
     expect(page.locator("#vae_kit_img2img")).to_contain_text("VAE for this job")
 
 
 def test_the_settings_page_has_every_setting(page):
-    page.locator("#tabs > .tab-nav button", has_text="Settings").click()
-    page.locator("#settings > .tab-nav button", has_text=re.compile("^VAE Kit")).click()
+    open_tab(page, "Settings")
+    open_tab(page, "VAE Kit", "#settings")
     for label in ("Load VAEs safely and fast", "Write the right VAE hash", "Look the file's hash up"):
         expect(page.get_by_label(label).first).to_be_visible()
-    page.evaluate("window.scrollTo(0, 0)")
-    save(page, "settings")
+    save(page, "a1111_settings")
 
 
 def test_pasted_parameters_choose_the_jobs_vae(page):
@@ -174,8 +105,7 @@ def test_the_tiled_vae_panel_says_what_will_happen(page):
     page.locator("#vae_kit_txt2img_tiling").get_by_text("Always stream", exact=True).click()
     expect(forecast).to_contain_text("will stream, about", timeout=LOAD_MS)
     expect(forecast).to_contain_text("same picture")
-    page.evaluate("document.querySelector('#vae_kit_txt2img_tiled_vae').scrollIntoView({block: 'center'})")
-    save(page, "tiled_vae")
+    save(page, "a1111_tiled_vae", of="#vae_kit_txt2img_tiled_vae")
     page.locator("#txt2img_hr-visible-checkbox").click()
     expect(forecast).to_contain_text("1536x1024 with this VAE", timeout=LOAD_MS)
     page.locator("#txt2img_hr-visible-checkbox").click()

@@ -1,16 +1,13 @@
 """Who chooses the VAE inside A1111: rules per checkpoint and pass, the family guard, checkpoints without a VAE."""
 
-import hashlib
-import json
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from catalogue_rows import NAME, prepare
+from catalogue_rows import NAME, add_tried, prepare, with_a_foreign_vae, write_rules
 from fault_server import FaultServer
-from installation import A1111, start
+from installation import A1111, running_with, without_traceback
 from odd_checkpoints import demo_without_a_word, sdxl_vae, write_bare, write_with_demo_vae, write_with_strange_vae
 from safetensors.torch import save, save_file
 from vae_variants import changed, smallest_checkpoint, write_variants
@@ -32,9 +29,7 @@ def vaes(tmp_path_factory):
     save_file(tinted, folder / "tinted_encoder.safetensors")
     for name, weights in (("demo_like", demo_without_a_word()), ("sdxl_like", sdxl_vae())):
         save_file({key: tensor.contiguous() for key, tensor in weights.state.items()}, folder / f"{name}.safetensors")
-    weights = os.environ.get("VAE_KIT_TEST_WEIGHTS")
-    for file in sorted(Path(weights).rglob("taesd*_decoder.*")) if weights else ():
-        shutil.copy(file, folder / f"tried_{file.stem}{file.suffix}")
+    add_tried(os.environ.get("VAE_KIT_TEST_WEIGHTS"), folder)
     return folder
 
 
@@ -57,33 +52,19 @@ def running(tmp_path_factory, vaes, checkpoints):
     content = save(changed(dict(read_vae(smallest_checkpoint(A1111.folder())).state), 9))
     with FaultServer(content) as server:
         prepare(data, server, content)
-        own = data / "vae-kit" / "catalogue.json"
-        catalogue = json.loads(own.read_text("utf-8"))
-        entry = catalogue["entries"][0]
-        digest = hashlib.sha256((vaes / "other.safetensors").read_bytes()).hexdigest()
-        foreign = {**entry, "name": "Some SDXL VAE", "file": "some.safetensors", "family": "sdxl", "sha256": digest}
-        catalogue |= {"entries": [entry, foreign], "standard": {"sd1": NAME}}
-        own.write_text(json.dumps(catalogue), "utf-8")
-        flags = [f"--vae-dir={vaes}", f"--ckpt-dir={checkpoints}", f"--ckpt={smallest_checkpoint(A1111.folder())}"]
-        webui = start(A1111, data, *flags)
-        yield webui
-        webui.stop()
+        with_a_foreign_vae(data, vaes / "other.safetensors")
+        with running_with(A1111, data, f"--vae-dir={vaes}", f"--ckpt-dir={checkpoints}") as webui:
+            yield webui
 
 
 @pytest.fixture
 def webui(running):
     title = next(m["title"] for m in running.call("/sdapi/v1/sd-models").body if m["title"].startswith("tiny.safe"))
-    rules(running)
+    write_rules(running)
     warn = {"vae_kit_guard_wrong_family": "warn", **dict.fromkeys(BY_BEHAVIOUR, True)}
     assert running.set(sd_model_checkpoint=title, sd_vae="Automatic", **warn).status == 200
-    running.checked = len(running.log)
-    yield running
-    assert "Traceback" not in running.log[running.checked :], running.log[running.checked :]
-
-
-def rules(webui, *listed):
-    """Write the rules file, as an editor does."""
-    (webui.data / "vae-kit" / "vae_rules.json").write_text(json.dumps({"version": 1, "rules": listed}), "utf-8")
+    with without_traceback(running):
+        yield running
 
 
 def load(webui, stem):
@@ -98,7 +79,7 @@ def load(webui, stem):
 def test_a_rule_for_a_checkpoint_changes_its_pictures_only(webui):
     own = webui.txt2img()
     expected = webui.txt2img(override_settings={"sd_vae": "plain.safetensors"})
-    rules(webui, {"checkpoint": "tiny", "vae": "plain.safetensors"})
+    write_rules(webui, {"checkpoint": "tiny", "vae": "plain.safetensors"})
     made = webui.txt2img()
     assert made == expected != own
     assert made.parameter("VAE") == "plain.safetensors"
@@ -106,7 +87,7 @@ def test_a_rule_for_a_checkpoint_changes_its_pictures_only(webui):
     load(webui, "second")
     assert webui.txt2img() == own
     assert webui.status()["vae"] == "None"
-    rules(webui)
+    write_rules(webui)
     load(webui, "tiny.safe")
     assert webui.txt2img() == own
 
@@ -115,27 +96,27 @@ def test_a_rule_for_the_hires_pass(webui):
     own = webui.txt2img(**HIRES)
     job = {"VAE Kit": {"args": ["Automatic", "other.safetensors"]}}
     expected = webui.txt2img(**HIRES, alwayson_scripts=job)
-    rules(webui, {"pass": "hires", "vae": "other.safetensors"})
+    write_rules(webui, {"pass": "hires", "vae": "other.safetensors"})
     assert webui.txt2img(**HIRES) == expected != own
     assert webui.status()["vae"] == "None", "the pass is over"
-    rules(webui)
+    write_rules(webui)
     assert webui.txt2img(**HIRES) == own
 
 
 def test_a_rule_for_encoding_an_img2img_picture(webui):
     own = webui.img2img()
-    rules(webui, {"pass": "img2img encode", "vae": "tinted_encoder.safetensors"})
+    write_rules(webui, {"pass": "img2img encode", "vae": "tinted_encoder.safetensors"})
     made = webui.img2img()
     assert made != own, "encoded by another VAE"
     assert made.parameter("VAE") is None, "decoded by the checkpoint's own"
     assert webui.txt2img().parameter("VAE") is None
-    rules(webui, {"pass": ["img2img encode", "picture"], "vae": "tinted_encoder.safetensors"})
+    write_rules(webui, {"pass": ["img2img encode", "picture"], "vae": "tinted_encoder.safetensors"})
     assert webui.img2img().parameter("VAE") == "tinted_encoder.safetensors"
 
 
 def test_the_dropdown_and_the_job_beat_a_rule(webui):
     expected = webui.txt2img(override_settings={"sd_vae": "plain.safetensors"})
-    rules(webui, {"family": "sd1", "vae": "other.safetensors"})
+    write_rules(webui, {"family": "sd1", "vae": "other.safetensors"})
     assert webui.txt2img(alwayson_scripts={"VAE Kit": {"args": ["plain.safetensors"]}}) == expected
     assert webui.txt2img(override_settings={"sd_vae": "plain.safetensors"}) == expected
 
@@ -146,11 +127,11 @@ def test_a_rules_file_that_is_wrong_stops_the_job_with_one_line(webui):
     answer = webui.try_txt2img()
     assert answer.status == 422
     assert 'rule 1 has the unknown key "vea"' in answer.detail
-    rules(webui, {"vae": "gone.safetensors"})
+    write_rules(webui, {"vae": "gone.safetensors"})
     answer = webui.try_txt2img()
     assert answer.status == 422
     assert "Rule 1 of vae_rules.json (always): " in answer.detail
-    rules(webui)
+    write_rules(webui)
     assert webui.txt2img() == own
 
 

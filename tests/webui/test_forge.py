@@ -11,51 +11,23 @@ import time
 
 import numpy as np
 import pytest
-import torch
-from installation import FORGE, Made, WebUi, picture, start, wait_until
+from installation import FORGE, Made, WebUi, picture, running_with, wait_until
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors.torch import save_file
-from vae_variants import LAST, changed, smallest_checkpoint
-
-from sd_vae_kit.core.convert import convert
-from sd_vae_kit.core.vae import read_vae
+from vae_variants import forge_vaes
 
 pytestmark = pytest.mark.webui
 
 
-def write_vaes(folder, checkpoint):
-    """Full-size files, since Forge builds a VAE by the model's family and not by the checkpoint's shapes."""
-    state = dict(read_vae(checkpoint).state)
-    a = changed(state, 1)
-    files = {
-        "a.safetensors": a,
-        "b.safetensors": changed(state, 2),
-        "sub/b.safetensors": changed(state, 3),
-        # the last tensor only, so that a loader that copies as it goes has copied all others
-        "wrong.safetensors": {**changed(state, 6), LAST: torch.zeros(3, a[LAST].shape[1], 5, 5)},
-        "poisoned.safetensors": {**changed(state, 8), "decoder.conv_out.bias": torch.full((3,), float("nan"))},
-    }
-    for name, tensors in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.half() for key, tensor in tensors.items()}, folder / name)
-    save_file(convert(read_vae(folder / "a.safetensors"), "diffusers")[0], folder / "diffusers.safetensors")
-    (folder / "cut.safetensors").write_bytes((folder / "a.safetensors").read_bytes()[:-1000])
-
-
 @pytest.fixture(scope="module")
 def vaes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vaes")
-    write_vaes(folder, smallest_checkpoint(FORGE.folder()))
-    return folder
+    return forge_vaes(tmp_path_factory.mktemp("vaes"), FORGE.folder())
 
 
 @pytest.fixture(scope="module")
 def forge(vaes, tmp_path_factory):
-    webui = start(FORGE, tmp_path_factory.mktemp("forge"), f"--vae-dir={vaes}")
-    wait_until(lambda: "Startup time:" in webui.log, 300, webui)
-    yield webui
-    webui.stop()
+    with running_with(FORGE, tmp_path_factory.mktemp("forge"), f"--vae-dir={vaes}") as webui:
+        yield webui
 
 
 @pytest.fixture(scope="module")

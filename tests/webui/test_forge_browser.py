@@ -1,53 +1,31 @@
 """Forge with this extension in a real Chromium: the top bar, the panel, the settings page, Reload UI."""
 
-import os
-import re
-from pathlib import Path
-
 import pytest
-from installation import FORGE, start, wait_until
+from installation import FORGE, running_with, wait_until, without_traceback
+from pages import LOAD_MS, choose, generate, open_page, open_panel, open_tab, save, sentence
 from playwright.sync_api import expect
-from test_a1111_browser import LOAD_MS, SHOTS, browser, choose, generate, open_panel, sentence
-from test_forge import vaes
+from vae_variants import forge_vaes
 
 pytestmark = pytest.mark.webui
-__all__ = ["browser", "vaes"]  # fixtures
+
+
+@pytest.fixture(scope="module")
+def vaes(tmp_path_factory):
+    return forge_vaes(tmp_path_factory.mktemp("vaes"), FORGE.folder())
 
 
 @pytest.fixture(scope="module")
 def webui(vaes, tmp_path_factory):
     # with a data folder elsewhere Forge serves its own script.js only from a folder that is allowed by name
     flags = [f"--vae-dir={vaes}", f"--gradio-allowed-path={FORGE.folder()}"]
-    webui = start(FORGE, tmp_path_factory.mktemp("forge"), *flags)
-    wait_until(lambda: "Startup time:" in webui.log, 300, webui)
-    yield webui
-    webui.stop()
+    with running_with(FORGE, tmp_path_factory.mktemp("forge"), *flags) as webui:
+        yield webui
 
 
 @pytest.fixture
 def page(browser, webui):
-    page = browser.new_page(viewport={"width": 1400, "height": 1050})
-    wrong = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.goto(webui.url)
-    expect(page.locator("#setting_sd_vae")).to_be_visible(timeout=LOAD_MS)
-    before = len(webui.log)
-    yield page
-    page.close()
-    assert not wrong
-    assert "Traceback" not in webui.log[before:], webui.log[before:]
-
-
-def save(page, name):
-    folder = os.environ.get(SHOTS)
-    if folder:
-        page.evaluate("window.scrollTo(0, 0)")
-        page.wait_for_timeout(1500)
-        page.screenshot(path=Path(folder) / f"forge_{name}.png")
-
-
-def tab(page, bar, name):
-    page.locator(f"{bar} > .tab-nav button").filter(has_text=re.compile(rf"^\s*{name}\s*$")).click()
+    with open_page(browser, webui, 1400, 1050) as page, without_traceback(webui):
+        yield page
 
 
 def test_the_dropdown_in_the_top_bar_changes_the_picture_without_loading_the_checkpoint(page, webui):
@@ -60,7 +38,7 @@ def test_the_dropdown_in_the_top_bar_changes_the_picture_without_loading_the_che
     expect(sentence(page)).to_contain_text("a.safetensors was chosen in the SD VAE dropdown", timeout=LOAD_MS)
     assert "VAE: a.safetensors" in generate(page)
     assert webui.log.count("Loading Model") == loaded
-    save(page, "panel")
+    save(page, "forge_panel")
 
 
 def test_a_bad_choice_goes_back_and_says_why(page):
@@ -69,7 +47,7 @@ def test_a_bad_choice_goes_back_and_says_why(page):
     choose(page, "cut.safetensors")
     expect(page.locator(".toast-wrap")).to_contain_text("The option stays at b.safetensors", timeout=LOAD_MS)
     expect(page.locator("#setting_sd_vae input")).to_have_value("b.safetensors")
-    save(page, "refused")
+    save(page, "forge_refused")
 
 
 def test_a_job_whose_vae_cannot_be_used_says_so_on_the_page(page):
@@ -94,12 +72,12 @@ def test_pasted_parameters_choose_sd_vae_for_the_next_jobs_and_no_module(page, w
 
 
 def test_the_settings_page_has_every_setting(page):
-    tab(page, "#tabs", "Settings")
-    tab(page, "#settings", "VAE Kit")
+    open_tab(page, "Settings")
+    open_tab(page, "VAE Kit", "#settings")
     for label in ("Load VAEs safely and fast", "Write the right VAE hash", "Look the file's hash up"):
         expect(page.get_by_label(label).first).to_be_visible()
     expect(page.get_by_label("Automatic takes only a VAE")).to_have_count(0)
-    save(page, "settings")
+    save(page, "forge_settings")
 
 
 def test_reload_ui_twice_keeps_the_choice_and_the_dropdown_s_absence(page, webui):
@@ -107,7 +85,7 @@ def test_reload_ui_twice_keeps_the_choice_and_the_dropdown_s_absence(page, webui
     expect(page.locator("#setting_sd_vae input")).to_have_value("a.safetensors")
     webui.set(quick_setting_list=[])
     for count in (2, 3):
-        tab(page, "#tabs", "Settings")
+        open_tab(page, "Settings")
         page.locator("#settings_restart_gradio").click()
         wait_until(lambda count=count: webui.log.count("Startup time:") == count, 200, webui)
         page.goto(webui.url)
@@ -115,8 +93,8 @@ def test_reload_ui_twice_keeps_the_choice_and_the_dropdown_s_absence(page, webui
         assert "VAE: a.safetensors" in generate(page)
         assert page.locator("#quicksettings #setting_sd_vae").count() == 0
     # now it is on the settings page, where Forge would pass over it
-    tab(page, "#tabs", "Settings")
-    tab(page, "#settings", "VAE")
+    open_tab(page, "Settings")
+    open_tab(page, "VAE", "#settings")
     choose(page, "b.safetensors")
     page.locator("#settings_submit").click()
     wait_until(lambda: webui.call("/sdapi/v1/options").body["sd_vae"] == "b.safetensors", 30, webui)
@@ -135,4 +113,4 @@ def test_the_tiled_vae_panel_says_what_will_happen(page):
     page.locator("#vae_kit_txt2img_tiling").get_by_text("Always stream", exact=True).click()
     expect(forecast).to_contain_text("will stream, about", timeout=LOAD_MS)
     expect(forecast).to_contain_text("same picture")
-    save(page, "tiled_vae")
+    save(page, "forge_tiled_vae")

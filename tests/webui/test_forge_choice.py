@@ -1,28 +1,27 @@
 """Who chooses the VAE inside Forge: rules per checkpoint and pass, the family guard."""
 
-import hashlib
-import json
 import os
-import shutil
-from pathlib import Path
 
 import pytest
-from catalogue_rows import NAME, open_tab, pick, prepare, press, told
+from catalogue_rows import NAME, add_tried, pick, prepare, press, told, with_a_foreign_vae, write_rules
 from fault_server import FaultServer
-from installation import FORGE, start, wait_until
+from installation import FORGE, running_with, without_traceback
+from pages import LOAD_MS, open_tab
 from playwright.sync_api import expect
 from safetensors.torch import save_file
-from test_a1111_browser import LOAD_MS, browser
-from test_forge import vaes
-from vae_variants import smallest_checkpoint
+from vae_variants import forge_vaes, smallest_checkpoint
 
 from sd_vae_kit.core.vae import read_vae
 
 pytestmark = pytest.mark.webui
-__all__ = ["browser", "vaes"]  # fixtures
 
 HIRES = {"enable_hr": True, "denoising_strength": 0.5, "hr_scale": 2, "hr_upscaler": "Latent"}
 HIRES["hr_additional_modules"] = []
+
+
+@pytest.fixture(scope="module")
+def vaes(tmp_path_factory):
+    return forge_vaes(tmp_path_factory.mktemp("vaes"), FORGE.folder())
 
 
 @pytest.fixture(scope="module")
@@ -31,30 +30,21 @@ def forge(vaes, tmp_path_factory):
     state = dict(read_vae(smallest_checkpoint(FORGE.folder())).state)
     state["encoder.conv_in.bias"] = state["encoder.conv_in.bias"].float() + 0.5
     save_file({name: tensor.half() for name, tensor in state.items()}, vaes / "tinted_encoder.safetensors")
-    weights = os.environ.get("VAE_KIT_TEST_WEIGHTS")
-    for file in sorted(Path(weights).rglob("taesd*_decoder.*")) if weights else ():
-        shutil.copy(file, vaes / f"tried_{file.name}")
+    add_tried(os.environ.get("VAE_KIT_TEST_WEIGHTS"), vaes)
+    flags = [f"--vae-dir={vaes}", f"--gradio-allowed-path={FORGE.folder()}"]
     with FaultServer(b"") as server:
         prepare(data, server, b"")
-        own = data / "vae-kit" / "catalogue.json"
-        catalogue = json.loads(own.read_text("utf-8"))
-        entry = catalogue["entries"][0]
-        digest = hashlib.sha256((vaes / "b.safetensors").read_bytes()).hexdigest()
-        foreign = {**entry, "name": "Some SDXL VAE", "file": "some.safetensors", "family": "sdxl", "sha256": digest}
-        own.write_text(json.dumps({**catalogue, "entries": [entry, foreign], "standard": {"sd1": NAME}}), "utf-8")
-        webui = start(FORGE, data, f"--vae-dir={vaes}", f"--gradio-allowed-path={FORGE.folder()}")
-        wait_until(lambda: "Startup time:" in webui.log, 300, webui)
-        yield webui
-        webui.stop()
+        with_a_foreign_vae(data, vaes / "b.safetensors")
+        with running_with(FORGE, data, *flags) as webui:
+            yield webui
 
 
 @pytest.fixture
 def webui(forge):
-    rules(forge)
+    write_rules(forge)
     assert forge.set(sd_vae="Automatic", vae_kit_guard_wrong_family="warn").status == 200
-    forge.checked = len(forge.log)
-    yield forge
-    assert "Traceback" not in forge.log[forge.checked :], forge.log[forge.checked :]
+    with without_traceback(forge):
+        yield forge
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +52,16 @@ def own(forge):
     return forge.txt2img()
 
 
-def rules(webui, *listed):
-    """Write the rules file, as an editor does."""
-    (webui.data / "vae-kit" / "vae_rules.json").write_text(json.dumps({"version": 1, "rules": listed}), "utf-8")
-
-
 def test_a_rule_changes_the_picture_and_the_reason_says_so(webui, own):
     expected = webui.txt2img(override_settings={"sd_vae": "a.safetensors"})
-    rules(webui, {"checkpoint": "no_such_model", "vae": "b.safetensors"}, {"family": "sd1", "vae": "a.safetensors"})
+    write_rules(
+        webui, {"checkpoint": "no_such_model", "vae": "b.safetensors"}, {"family": "sd1", "vae": "a.safetensors"}
+    )
     made = webui.txt2img()
     assert made == expected != own
     assert made.parameter("VAE") == "a.safetensors"
     assert webui.status()["reason"] == "a.safetensors follows from rule 2 (family sd1)."
-    rules(webui)
+    write_rules(webui)
     assert webui.txt2img() == own
 
 
@@ -82,14 +69,14 @@ def test_a_rule_for_the_hires_pass(webui):
     job = {"VAE Kit": {"args": ["Automatic", "sub/b.safetensors"]}}
     expected = webui.txt2img(**HIRES, alwayson_scripts=job)
     plain = webui.txt2img(**HIRES)
-    rules(webui, {"pass": "hires", "vae": "sub/b.safetensors"})
+    write_rules(webui, {"pass": "hires", "vae": "sub/b.safetensors"})
     assert webui.txt2img(**HIRES) == expected != plain
     assert webui.status()["vae"] == "None", "the pass is over"
 
 
 def test_a_rule_for_encoding_an_img2img_picture(webui):
     plain = webui.img2img()
-    rules(webui, {"pass": "img2img encode", "vae": "tinted_encoder.safetensors"})
+    write_rules(webui, {"pass": "img2img encode", "vae": "tinted_encoder.safetensors"})
     made = webui.img2img()
     assert made != plain, "encoded by another VAE"
     assert made.parameter("VAE") is None, "decoded by the checkpoint's own"
@@ -100,7 +87,7 @@ def test_a_rules_file_that_is_wrong_stops_the_job_with_one_line(webui, own):
     answer = webui.try_txt2img()
     assert answer.status == 422
     assert 'rule 1 has the unknown key "vea"' in answer.detail
-    rules(webui)
+    write_rules(webui)
     assert webui.txt2img() == own
 
 

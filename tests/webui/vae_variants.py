@@ -54,3 +54,23 @@ def write_variants(folder: Path, checkpoint: Path) -> None:
     torch.save({"state_dict": files["prefixed.safetensors"], "epoch": 3}, folder / "wrapped.ckpt")
     (folder / "cut.safetensors").write_bytes((folder / "plain.safetensors").read_bytes()[:-1000])
     (folder / "empty.safetensors").touch()
+
+
+def forge_vaes(folder: Path, installation: Path) -> Path:
+    """Full-size files, since Forge builds a VAE by the model's family, not by the checkpoint's shapes; the folder."""
+    state = dict(read_vae(smallest_checkpoint(installation)).state)
+    a = changed(state, 1)
+    files = {
+        "a.safetensors": a,
+        "b.safetensors": changed(state, 2),
+        "sub/b.safetensors": changed(state, 3),
+        # the last tensor only, so that a loader that copies as it goes has copied all others
+        "wrong.safetensors": {**changed(state, 6), LAST: torch.zeros(3, a[LAST].shape[1], 5, 5)},
+        "poisoned.safetensors": {**changed(state, 8), "decoder.conv_out.bias": torch.full((3,), float("nan"))},
+    }
+    for name, tensors in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: tensor.half() for key, tensor in tensors.items()}, folder / name)
+    save_file(convert(read_vae(folder / "a.safetensors"), "diffusers")[0], folder / "diffusers.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "a.safetensors").read_bytes()[:-1000])
+    return folder

@@ -6,45 +6,8 @@ import threading
 
 import pytest
 import torch
-from fake_a1111 import FakeA1111, installed
 
 OTHERS = ["plain.safetensors", "other.safetensors", "one/same.safetensors", "two/same.safetensors"]
-
-
-@pytest.fixture
-def fake(monkeypatch, tmp_path):
-    with installed(FakeA1111(tmp_path), monkeypatch) as fake:
-        yield fake
-
-
-@pytest.fixture
-def started(fake):
-    """The fake with our script loaded and its lists made; no model yet."""
-    from sd_vae_kit.webui import callbacks
-
-    callbacks.register()
-    fake.start()
-    return fake
-
-
-@pytest.fixture
-def webui(started):
-    started.load_model()
-    return started
-
-
-@pytest.fixture
-def host(webui):
-    from sd_vae_kit.webui.running import running
-
-    return running()
-
-
-@pytest.fixture
-def script(webui):
-    from sd_vae_kit.webui.script import VaeKitScript
-
-    return VaeKitScript()
 
 
 @pytest.fixture

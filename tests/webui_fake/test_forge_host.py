@@ -17,34 +17,9 @@ def fake(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def webui(fake):
-    """The fake with our script loaded; no model yet, as after a start."""
-    from sd_vae_kit.webui import callbacks
-
-    callbacks.register()
-    fake.start()
-    return fake
-
-
-@pytest.fixture
-def host(webui):
-    from sd_vae_kit.webui.running import running
-
-    return running()
-
-
-@pytest.fixture
-def script(webui):
-    from sd_vae_kit.webui.script import VaeKitScript
-
-    return VaeKitScript()
-
-
-@pytest.fixture
-def messages(host):
-    said = []
-    host.listeners.append(lambda message, level: said.append(message))
-    return said
+def webui(started):
+    """No model yet, as after a start."""
+    return started
 
 
 @pytest.fixture

@@ -19,27 +19,21 @@ from sd_vae_kit.settings import TILING_MODES
 
 
 @pytest.fixture
-def webui(monkeypatch, tmp_path):
-    """Started, with a model of SD 1 and a random TAESD pair of SD 1 in models/VAE-taesd."""
+def fake(monkeypatch, tmp_path):
+    """With a random TAESD pair of SD 1 in models/VAE-taesd."""
     for half in ("encoder", "decoder"):
         config = TinyConfig(4, 8, encoder=half == "encoder", decoder=half == "decoder")
         write(tmp_path / "VAE-taesd" / f"taesd_{half}.safetensors", tiny_state(config), {"family": "sd1"})
     with installed(add_previews(FakeA1111(tmp_path)), monkeypatch) as fake:
-        from sd_vae_kit.webui import callbacks
-
-        callbacks.register()
-        fake.start()
-        fake.load_model()
-        fake.shared.state.begin()
         yield fake
-        fake.shared.state.end()
 
 
 @pytest.fixture
-def host(webui):
-    from sd_vae_kit.webui.running import running
-
-    return running()
+def webui(webui):
+    """In the middle of a job."""
+    webui.shared.state.begin()
+    yield webui
+    webui.shared.state.end()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Panel, settings page, XYZ axes, messages and HTTP guard beside a fake A1111."""
 
-import asyncio
 import json
 import re
 import types
@@ -8,39 +7,12 @@ import types
 import gradio as gr
 import pytest
 from conftest import ROOT
-from fake_a1111 import FakeA1111, installed
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from sd_vae_kit.settings import specs
 
-
-@pytest.fixture(autouse=True)
-def _close_event_loops(monkeypatch):
-    """gradio 6 makes event loops for every page and leaves them open."""
-    made, real = [], asyncio.new_event_loop
-    monkeypatch.setattr(asyncio, "new_event_loop", lambda: made.append(real()) or made[-1])
-    yield
-    for loop in made:
-        loop.close()
-
-
-@pytest.fixture
-def webui(monkeypatch, tmp_path):
-    with installed(FakeA1111(tmp_path), monkeypatch) as fake:
-        from sd_vae_kit.webui import callbacks
-
-        callbacks.register()
-        fake.start()
-        fake.load_model()
-        yield fake
-
-
-@pytest.fixture
-def host(webui):
-    from sd_vae_kit.webui.running import running
-
-    return running()
+pytestmark = pytest.mark.usefixtures("close_event_loops")
 
 
 # --- the job's settings ----------------------------------------------------------------------------------------------

@@ -2,29 +2,11 @@
 
 import pytest
 import torch
-from fake_a1111 import FakeA1111, Job, Runner, installed
+from fake_a1111 import Job, Runner
 from torch import nn
 from vae_files import amplify_stream, needs_half
 
 from sd_vae_kit.errors import NanError
-
-
-@pytest.fixture
-def webui(monkeypatch, tmp_path):
-    with installed(FakeA1111(tmp_path), monkeypatch) as fake:
-        from sd_vae_kit.webui import callbacks
-
-        callbacks.register()
-        fake.start()
-        fake.load_model()
-        yield fake
-
-
-@pytest.fixture
-def host(webui):
-    from sd_vae_kit.webui.running import running
-
-    return running()
 
 
 @pytest.fixture

@@ -41,13 +41,8 @@ class FakeReforge(FakeA1111):
 
 
 @pytest.fixture
-def webui(monkeypatch, tmp_path):
+def fake(monkeypatch, tmp_path):
     with installed(FakeReforge(tmp_path), monkeypatch) as fake:
-        from sd_vae_kit.webui import callbacks
-
-        callbacks.register()
-        fake.start()
-        fake.load_model()
         yield fake
 
 

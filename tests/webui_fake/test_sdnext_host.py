@@ -17,27 +17,6 @@ def webui(monkeypatch, tmp_path):
         yield fake
 
 
-@pytest.fixture
-def host(webui):
-    from sd_vae_kit.webui.running import running
-
-    return running()
-
-
-@pytest.fixture
-def script(webui):
-    from sd_vae_kit.webui.script import VaeKitScript
-
-    return VaeKitScript()
-
-
-@pytest.fixture
-def messages(host):
-    said = []
-    host.listeners.append(lambda message, level: said.append(message))
-    return said
-
-
 def test_weights_of_the_pipeline_change_in_place_and_default_gives_them_back(webui, host):
     pipeline = webui.load_model()
     module, own = pipeline.vae, webui.decode()

@@ -1,15 +1,16 @@
 """Encodes and decodes of fake web UIs by plans: whose calls they are, who else wants them, interrupt, memory."""
 
-import asyncio
 import threading
 import types
 
 import gradio as gr
 import pytest
 import torch
-from fake_a1111 import FakeA1111, Job, installed
+from fake_a1111 import Job, installed
 from fake_forge import FakeForge
 from torch.testing import assert_close
+
+pytestmark = pytest.mark.usefixtures("close_event_loops")
 
 # sums in another order; the design allows 1e-4 of a picture's range, which is 2
 EXACT = {"atol": 5e-5, "rtol": 0}
@@ -18,52 +19,10 @@ ALWAYS = ("Automatic", "Automatic", "Always stream")
 OFF = ("Automatic", "Automatic", "Off")
 
 
-@pytest.fixture(autouse=True)
-def _close_event_loops(monkeypatch):
-    """gradio 6 makes event loops for every page and leaves them open."""
-    made, real = [], asyncio.new_event_loop
-    monkeypatch.setattr(asyncio, "new_event_loop", lambda: made.append(real()) or made[-1])
-    yield
-    for loop in made:
-        loop.close()
-
-
 @pytest.fixture
-def fake(monkeypatch, tmp_path):
-    with installed(FakeA1111(tmp_path), monkeypatch) as fake:
-        fake.latent = torch.randn(1, 4, 32, 24, generator=torch.Generator().manual_seed(0))
-        yield fake
-
-
-@pytest.fixture
-def webui(fake):
-    from sd_vae_kit.webui import callbacks
-
-    callbacks.register()
-    fake.start()
-    fake.load_model()
+def fake(fake):
+    fake.latent = torch.randn(1, 4, 32, 24, generator=torch.Generator().manual_seed(0))
     return fake
-
-
-@pytest.fixture
-def host(webui):
-    from sd_vae_kit.webui.running import running
-
-    return running()
-
-
-@pytest.fixture
-def script(webui):
-    from sd_vae_kit.webui.script import VaeKitScript
-
-    return VaeKitScript()
-
-
-@pytest.fixture
-def messages(host):
-    said = []
-    host.listeners.append(lambda message, level: said.append(message))
-    return said
 
 
 def by_itself(webui, script):

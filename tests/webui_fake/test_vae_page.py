@@ -1,45 +1,17 @@
 """The tab "VAE Kit" beside a fake A1111: what it is made of, who may write, and when rules take effect."""
 
-import asyncio
 import dataclasses
 import json
 
 import pytest
 import torch
-from fake_a1111 import FakeA1111, installed
 from safetensors.torch import save_file
 
 from sd_vae_kit.catalogue import Catalogue, catalogue
 from sd_vae_kit.errors import OptionError
 from sd_vae_kit.features.rules import Rule, dump
 
-
-@pytest.fixture(autouse=True)
-def _close_event_loops(monkeypatch):
-    """gradio 6 makes event loops for every page and leaves them open."""
-    made, real = [], asyncio.new_event_loop
-    monkeypatch.setattr(asyncio, "new_event_loop", lambda: made.append(real()) or made[-1])
-    yield
-    for loop in made:
-        loop.close()
-
-
-@pytest.fixture
-def webui(monkeypatch, tmp_path):
-    with installed(FakeA1111(tmp_path), monkeypatch) as fake:
-        from sd_vae_kit.webui import callbacks
-
-        callbacks.register()
-        fake.start()
-        fake.load_model()
-        yield fake
-
-
-@pytest.fixture
-def host(webui):
-    from sd_vae_kit.webui.running import running
-
-    return running()
+pytestmark = pytest.mark.usefixtures("close_event_loops")
 
 
 @pytest.fixture
@@ -47,13 +19,6 @@ def service(host):
     from sd_vae_kit.webui.vae_page import service_of
 
     return service_of(host)
-
-
-@pytest.fixture
-def script(webui):
-    from sd_vae_kit.webui.script import VaeKitScript
-
-    return VaeKitScript()
 
 
 def test_the_tab_is_made_anew_on_reload_by_one_service(webui, host):
