@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sd_vae_kit.core.attention import AttentionPass
 from sd_vae_kit.core.convolution import Convolver, Scaling
+from sd_vae_kit.core.cost import predict
 from sd_vae_kit.core.devices import dense, empty, traits, without_autocast
 from sd_vae_kit.core.edges import Rows, edge_handlings
 from sd_vae_kit.core.group_norm import Moments, ScaleShift, band_moments, scale_and_shift
@@ -122,12 +123,14 @@ class _Stream:
         self.convolver = Convolver(plan, handling)
         self.computed: dict[int, tuple[int, int, Tensor]] = {}  # rows of values that are not stored, for one band
         self.link = HostLink(plan.device) if is_remote(plan) else None
-        self.heap = Heap(plan) if traits(plan.device).keeps_heap else None
+        self.heap: Heap | None = None
+        if traits(plan.device).keeps_heap:
+            self.heap = Heap(plan, predict(program, plan, (1, program.channels_in, *size)).peak_bytes)
 
     def run(self, x: Tensor, result: Tensor) -> None:
         """Take x (1, C, h, w) through all passes; the last one writes `result`."""
         self.values[0] = self._input(x)
-        for event in self.schedule:
+        for event, following in zip(self.schedule, [*self.schedule[1:], None], strict=True):
             step = self.program.steps[event.value - 1]
             self.progress.stats.bands_by_step.append((step.name, len(event.bands)))
             if event.needs_moments:
@@ -141,8 +144,8 @@ class _Stream:
                 self.values.pop(value, None)
             if self.link is not None:
                 self.link.finish()
-            if self.heap is not None:
-                self.heap.pass_done()
+            if self.heap is not None and following is not None:
+                self.heap.freed(0, self._new_bytes(following) + self._band_bytes(following))
 
     def _input(self, x: Tensor) -> Tensor:
         if self.link is None:
@@ -164,8 +167,19 @@ class _Stream:
                 target.commit(top, bottom, band)
             del band
             if self.heap is not None:
-                self.heap.freed(event.row_bytes * (bottom - top))
+                self.heap.freed(event.row_bytes * (bottom - top), self._band_bytes(event))
             self.progress.band_done()
+
+    def _new_bytes(self, event: Event) -> int:
+        """What a pass stores that is not written over something else."""
+        if not event.is_stored or event.over is not None or event.value == len(self.program.steps):
+            return 0
+        channels, height, width = self.shapes[event.value]
+        return channels * height * width * self.plan.dtype.itemsize
+
+    def _band_bytes(self, event: Event) -> int:
+        """What one band of a pass takes for a moment, halo and shortcut included."""
+        return 2 * event.row_bytes * event.bands[0][1]
 
     def _prefetch(self, value: int, top: int, bottom: int) -> None:
         """Send for the rows of the next band while this one is computed.
@@ -297,7 +311,8 @@ class _Stream:
             del band
             self.progress.band_done()
         if self.heap is not None:
-            self.heap.freed(6 * attention.keys.nbytes)  # normed rows twice, queries, answers, keys and values
+            # normed rows twice, queries, answers, keys and values
+            self.heap.freed(6 * attention.keys.nbytes, 0)
 
     def _take_keys(self, attention: AttentionPass, step: AttentionStep, event: Event) -> None:
         width, height = self.shapes[step.source][2], self.shapes[step.source][1]
