@@ -13,10 +13,11 @@ if TYPE_CHECKING:  # pages are built without torch
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of words that can be translated, or a number or name that cannot."""
+    """A run of words that can be translated, or a number or name that cannot, and the comma after it."""
 
     text: str
     is_words: bool = True
+    after: str = ""
 
 
 def sentence(size: tuple[int, int], report: PlanReport, tiling: TilingSettings) -> tuple[Piece, ...]:
@@ -43,7 +44,7 @@ def _verdict(report: PlanReport, tiling: TilingSettings) -> tuple[Piece, ...]:
         return (Piece("tiling is off, will run whole" if fits else "tiling is off, may run out of memory"),)
     if report.kind == "whole":
         return (Piece("will run whole"),)
-    predicted = Piece(f"{amount(report.predicted_mb)},", False)
+    predicted = Piece(amount(report.predicted_mb), False, ",")
     if report.fits:
         return Piece("will stream, about"), predicted, Piece("same picture")
     return Piece("will stream in the least memory there is a way for, about"), predicted, Piece("and may run out of it")
@@ -60,7 +61,7 @@ def stepped_aside(reason: str) -> tuple[Piece, ...]:
 
 def plain(pieces: tuple[Piece, ...]) -> str:
     """The sentence as text."""
-    return " ".join(piece.text for piece in pieces)
+    return " ".join(piece.text + piece.after for piece in pieces)
 
 
 def amount(mb: int) -> str:

@@ -28,8 +28,8 @@ def status_lines(messages: Iterable[Message]) -> str:
 
 def forecast_line(pieces: Iterable[Piece]) -> str:
     """The sentence on what will happen, its numbers set apart."""
-    text = " ".join(escape(piece.text) if piece.is_words else f"<b>{escape(piece.text)}</b>" for piece in pieces)
-    return f'<div class="vk-forecast vk-shown">{text}</div>'
+    parts = [escape(p.text) if p.is_words else f"<b>{escape(p.text)}</b>{escape(p.after)}" for p in pieces]
+    return f'<div class="vk-forecast vk-shown">{" ".join(parts)}</div>'
 
 
 def live_view(snapshot: Snapshot) -> str:

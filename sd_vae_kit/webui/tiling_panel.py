@@ -109,5 +109,6 @@ def final_size(given: dict[str, Any]) -> tuple[int, int]:
 
 def html_of(pieces: tuple[Piece, ...]) -> str:
     """Every run of words in an element of its own, so that the web UI can translate it."""
-    parts = [f"<span>{escape(p.text)}</span>" if p.is_words else f"<b>{escape(p.text)}</b>" for p in pieces]
+    words, number = "<span>{}</span>{}", "<b>{}</b>{}"
+    parts = [(words if p.is_words else number).format(escape(p.text), escape(p.after)) for p in pieces]
     return f'<p class="vae-kit-forecast">{" ".join(parts)}</p>'
