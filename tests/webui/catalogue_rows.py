@@ -109,33 +109,39 @@ class CatalogueTab:
     `content` (another VAE, as a file's bytes).
 
     Attributes:
-        program: Which web UI, and `flags` beyond the plain start.
+        program: Which web UI; `flags()` go beyond its plain start.
         plain: One of the installed files.
         shots: What the screenshots are called.
         own_error: A script error that the program's page has without us.
     """
 
     program: Program
-    flags: tuple[str, ...] = ()
     plain = "plain.safetensors"
     shots = ""
     own_error = ""
 
+    @classmethod
+    def flags(cls) -> tuple[str, ...]:
+        return ()
+
     @pytest.fixture(scope="class")
-    def server(self, content):
+    @classmethod
+    def server(cls, content):
         with FaultServer(content) as server:
             yield server
 
     @pytest.fixture(scope="class")
-    def webui(self, tmp_path_factory, vaes, server, content):
+    @classmethod
+    def webui(cls, tmp_path_factory, vaes, server, content):
         data = tmp_path_factory.mktemp("webui")
         prepare(data, server, content)
-        with running_with(self.program, data, f"--vae-dir={vaes}", *self.flags) as webui:
+        with running_with(cls.program, data, f"--vae-dir={vaes}", *cls.flags()) as webui:
             yield webui
 
     @pytest.fixture(scope="class")
-    def page(self, browser, webui):
-        with open_page(browser, webui, 1400, 1300, self.own_error) as page:
+    @classmethod
+    def page(cls, browser, webui):
+        with open_page(browser, webui, 1400, 1300, cls.own_error) as page:
             yield page
         assert not tracebacks(webui.log)
 

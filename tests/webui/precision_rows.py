@@ -46,8 +46,9 @@ class PrecisionRows:
     left_alone: tuple[int, ...]
 
     @pytest.fixture(scope="class")
-    def running(self, tmp_path_factory):
-        with running_with(self.program, tmp_path_factory.mktemp("webui"), link=nan_maker.link) as webui:
+    @classmethod
+    def running(cls, tmp_path_factory):
+        with running_with(cls.program, tmp_path_factory.mktemp("webui"), link=nan_maker.link) as webui:
             yield webui
 
     @pytest.fixture

@@ -106,12 +106,14 @@ class TaesdRows:
     hires: dict[str, object] = {}
 
     @pytest.fixture(scope="class")
-    def models(self, tmp_path_factory, weights_dir):
-        return models_folder(self.program.folder(), tmp_path_factory.mktemp("links") / "models", weights_dir)
+    @classmethod
+    def models(cls, tmp_path_factory, weights_dir):
+        return models_folder(cls.program.folder(), tmp_path_factory.mktemp("links") / "models", weights_dir)
 
     @pytest.fixture(scope="class")
-    def running(self, tmp_path_factory, models):
-        with running_with(self.program, tmp_path_factory.mktemp("webui"), f"--models-dir={models}") as webui:
+    @classmethod
+    def running(cls, tmp_path_factory, models):
+        with running_with(cls.program, tmp_path_factory.mktemp("webui"), f"--models-dir={models}") as webui:
             yield webui
 
     @pytest.fixture

@@ -27,7 +27,7 @@ class TestCatalogueTab(CatalogueTab):
     plain = "a.safetensors"
     shots = "forge"
 
-    @property
-    def flags(self):
+    @classmethod
+    def flags(cls):
         # with a data folder elsewhere Forge serves its own script.js only from a folder that is allowed by name
         return (f"--gradio-allowed-path={FORGE.folder()}",)

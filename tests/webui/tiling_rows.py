@@ -66,8 +66,9 @@ class TilingRows:
     old_size: tuple[int, int]
 
     @pytest.fixture(scope="class")
-    def running(self, tmp_path_factory):
-        with running_with(self.program, tmp_path_factory.mktemp("webui"), link=memory_limit.link) as webui:
+    @classmethod
+    def running(cls, tmp_path_factory):
+        with running_with(cls.program, tmp_path_factory.mktemp("webui"), link=memory_limit.link) as webui:
             yield webui
 
     @pytest.fixture
