@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +127,8 @@ def bad_vae(kind: str, path: Path) -> None:
 
 BAD_BYTES = {
     "0 bytes": b"",
-    "random bytes": os.urandom(5000),
+    "random bytes": random.Random(1).randbytes(5000),
+    "random bytes that begin like a pickle": b"\x80\x02" + random.Random(2).randbytes(5000),
     "no tensors": header_only({}),
     "lora": header_only(
         {"lora_unet_down_blocks_0.lora_up.weight": [4, 4], "lora_unet_down_blocks_0.lora_down.weight": [4]}

@@ -57,6 +57,7 @@ def words_with(command, vae, folder):
 REASONS = {
     "0 bytes": "empty",
     "random bytes": "not a safetensors file",
+    "random bytes that begin like a pickle": "neither a safetensors file nor a readable torch checkpoint",
     "no tensors": "no tensors|not a VAE|nothing|holds",
     "lora": "LoRA",
     "text encoder": "text encoder",
