@@ -80,7 +80,23 @@ def test_the_settings_page_has_every_setting(page):
     save(page, "forge_settings")
 
 
+def test_the_tiled_vae_panel_says_what_will_happen(page):
+    generate(page)  # the checkpoint is loaded with the first job
+    page.locator("#vae_kit_txt2img_tiled_vae .label-wrap").first.click()
+    forecast = page.locator("#vae_kit_txt2img_forecast").first
+    for name, value in (("width", 768), ("height", 512)):
+        field = page.locator(f"#txt2img_{name} input[type=number]")
+        field.fill(str(value))
+        field.blur()
+    expect(forecast).to_contain_text("768x512 with this VAE: about", timeout=LOAD_MS)
+    page.locator("#vae_kit_txt2img_tiling").get_by_text("Always stream", exact=True).click()
+    expect(forecast).to_contain_text("will stream, about", timeout=LOAD_MS)
+    expect(forecast).to_contain_text("same picture")
+    save(page, "forge_tiled_vae")
+
+
 def test_reload_ui_twice_keeps_the_choice_and_the_dropdown_s_absence(page, webui):
+    """The last test: afterwards the dropdown is not in the top bar any more."""
     choose(page, "a.safetensors")
     expect(page.locator("#setting_sd_vae input")).to_have_value("a.safetensors")
     webui.set(quick_setting_list=[])
@@ -99,18 +115,3 @@ def test_reload_ui_twice_keeps_the_choice_and_the_dropdown_s_absence(page, webui
     page.locator("#settings_submit").click()
     wait_until(lambda: webui.call("/sdapi/v1/options").body["sd_vae"] == "b.safetensors", 30, webui)
     assert webui.status()["vae"] == "b.safetensors"
-
-
-def test_the_tiled_vae_panel_says_what_will_happen(page):
-    generate(page)  # the checkpoint is loaded with the first job
-    page.locator("#vae_kit_txt2img_tiled_vae .label-wrap").first.click()
-    forecast = page.locator("#vae_kit_txt2img_forecast").first
-    for name, value in (("width", 768), ("height", 512)):
-        field = page.locator(f"#txt2img_{name} input[type=number]")
-        field.fill(str(value))
-        field.blur()
-    expect(forecast).to_contain_text("768x512 with this VAE: about", timeout=LOAD_MS)
-    page.locator("#vae_kit_txt2img_tiling").get_by_text("Always stream", exact=True).click()
-    expect(forecast).to_contain_text("will stream, about", timeout=LOAD_MS)
-    expect(forecast).to_contain_text("same picture")
-    save(page, "forge_tiled_vae")
