@@ -114,4 +114,4 @@ def test_reload_ui_twice_keeps_the_choice_and_the_dropdown_s_absence(page, webui
     choose(page, "b.safetensors")
     page.locator("#settings_submit").click()
     wait_until(lambda: webui.call("/sdapi/v1/options").body["sd_vae"] == "b.safetensors", 30, webui)
-    assert webui.status()["vae"] == "b.safetensors"
+    wait_until(lambda: webui.status()["vae"] == "b.safetensors", 30, webui)  # the option first, then the weights
