@@ -21,9 +21,8 @@ from typing import Literal
 
 from sd_vae_kit import __version__
 from sd_vae_kit.core.checkpoint import main_dtype, read_header
-from sd_vae_kit.core.detect import Kind, LayoutName, detect
+from sd_vae_kit.core.detect import detect
 from sd_vae_kit.core.identity import fingerprint, sketch
-from sd_vae_kit.core.layouts import Part
 from sd_vae_kit.core.vae import VaeWeights, read_vae
 from sd_vae_kit.errors import (
     BrokenVaeError,
@@ -33,7 +32,7 @@ from sd_vae_kit.errors import (
     VaeKitError,
     VaeNotFoundError,
 )
-from sd_vae_kit.library_cache import Cache, Facts, Identity, Stamp, State
+from sd_vae_kit.library_cache import Cache, Facts, Identity, Stamp
 
 FolderKind = Literal["vae", "checkpoint"]
 Progress = Callable[[int, int], object]
@@ -53,8 +52,8 @@ class Folder:
     kind: FolderKind = "vae"
 
 
-@dataclass(frozen=True)
-class Entry:
+@dataclass(frozen=True, kw_only=True)
+class Entry(Facts):
     """One file of the library as it was when the list was made.
 
     Attributes:
@@ -69,14 +68,6 @@ class Entry:
     path: Path
     size: int
     mtime_ns: int
-    state: State
-    reason: str = ""
-    kind: Kind | None = None
-    part: Part | None = None
-    layout: LayoutName | None = None
-    family: str = ""
-    z_channels: int = 0
-    dtype: str = ""
     sha256: str | None = None
     fingerprint: str | None = None
 
@@ -349,10 +340,10 @@ class Library:
                     record = self._cache.learn(path, stamp, learnt)
                     record.facts, record.version = facts, __version__
         return Entry(
-            name,
-            path,
-            stamp.size,
-            stamp.mtime_ns,
+            name=name,
+            path=path,
+            size=stamp.size,
+            mtime_ns=stamp.mtime_ns,
             **asdict(facts),
             sha256=record.sha256 if record else None,
             fingerprint=record.identity.fingerprint if record and record.identity else None,

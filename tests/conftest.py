@@ -1,7 +1,7 @@
 """Fixtures shared by all tests: the repository's root, real weights if any, web UIs that offer only what hosts have.
 
 Tests beside a fake web UI ask for `webui` (A1111, with a model), `host`, `script` or `messages`; a file that wants
-another program overrides `fake`.  Nothing here imports torch before a test needs it: tests/ui runs without.
+another program overrides `program_class`.  Nothing here imports torch before a test needs it: tests/ui runs without.
 
 This file is the only conftest.py; tests in folders below import `ROOT` from it by plain name.
 """
@@ -65,11 +65,19 @@ def close_event_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def fake(monkeypatch, tmp_path):
-    """A1111, as it is before extensions are loaded."""
-    from fake_a1111 import FakeA1111, installed
+def program_class():
+    """Which web UI is faked."""
+    from fake_a1111 import FakeA1111
 
-    with installed(FakeA1111(tmp_path), monkeypatch) as fake:
+    return FakeA1111
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path, program_class):
+    """The web UI, as it is before extensions are loaded."""
+    from fake_a1111 import installed
+
+    with installed(program_class(tmp_path), monkeypatch) as fake:
         yield fake
 
 

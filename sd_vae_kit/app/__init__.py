@@ -40,12 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the app until it is stopped; returns the exit status."""
     options = _parser().parse_args(argv)
     try:
-        run(options)
+        with suppress(KeyboardInterrupt):  # the way to stop it
+            run(options)
     except VaeKitError as error:
         sys.stderr.write(f"VAE Kit: {error}\n")
         return USER_ERROR
-    except KeyboardInterrupt:
-        pass  # the way to stop it
     return 0
 
 

@@ -14,10 +14,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 def churn_limit(plan: Plan) -> int:
-    """Bytes of temporaries after which freed memory is returned in the middle of a pass.
-
-    The next band has to take its pages from the system again, so that this costs a sixteenth of its temporaries.
-    """
+    """Bytes of temporaries among which freed memory piles up unused: sixteen bands, or 256 MB."""
     return 256 << 20 if plan.band_bytes is None else min(256 << 20, max(16 << 20, 16 * plan.band_bytes))
 
 
@@ -50,7 +47,7 @@ class Heap:
     """
 
     def __init__(self, plan: Plan, allowed: int) -> None:
-        self.least, self.churned = churn_limit(plan) // 4, 0
+        self.least, self.churned = churn_limit(plan) // 4, 0  # four bands: the next one takes its pages anew
         self.limit = resident_bytes() + allowed if _TRIM is not None else 0
 
     def freed(self, count: int, coming: int) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from sd_vae_kit.errors import DownloadError, NoSpaceError, TargetExistsError
 BLOCK = 1 << 20
 TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # what a lock held by another program gives
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
+
+_log = logging.getLogger(__name__)
 
 
 class PartFile:
@@ -198,7 +201,8 @@ def _open_locked(path: Path) -> FileIO:
                 raise DownloadError(
                     f"{path.name.removesuffix('.part')} is being downloaded already; wait until that has ended."
                 ) from error
-            # else this file system has no locks, as some network drives: better unlocked than not at all
+            # a file system without locks, as some network drives: better unlocked than not at all
+            _log.info("%s cannot be locked (%s); it is downloaded all the same", path, error)
         try:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file

@@ -11,7 +11,7 @@ from sd_vae_kit.library import Entry
 
 
 def entry(name="a.safetensors", sha256="ab" * 32):
-    return Entry(name, Path("/vaes") / name, 1, 2, "ok", sha256=sha256)
+    return Entry(name=name, path=Path("/vaes") / name, size=1, mtime_ns=2, state="ok", sha256=sha256)
 
 
 @pytest.fixture

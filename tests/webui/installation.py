@@ -20,9 +20,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -241,6 +242,13 @@ def link_extension(data: Path) -> None:
             (extension / name).symlink_to(ROOT / name)
 
 
+def link_script(data: Path, name: str, script: str) -> None:
+    """Put a test's own extension, one script, into a web UI's data folder."""
+    scripts = data / "extensions" / name / "scripts"
+    scripts.mkdir(parents=True)
+    (scripts / f"{name.replace('-', '_')}.py").write_text(script)
+
+
 def python_of(folder: Path) -> str:
     """The installation's own Python."""
     own = [folder / "venv" / part for part in ("bin/python", "Scripts/python.exe")]
@@ -280,21 +288,37 @@ def start(program: Program, data: Path, *flags: str, with_extension: bool = True
 
 @contextlib.contextmanager
 def running_with(
-    program: Program, data: Path, *flags: str, link: Callable[[Path], None] | None = None
+    program: Program, data: Path, *flags: str, beside: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[WebUi]:
     """A web UI on its smallest checkpoint, until the test is over.
 
     Args:
-        link: Puts a test's own extension into the data folder, beside ours.
+        beside: Extensions of the test's own: name -> script.
     """
-    (data / "extensions").mkdir(parents=True, exist_ok=True)
-    if link is not None:
-        link(data)
+    for name, script in beside.items():
+        link_script(data, name, script)
     webui = start(program, data, f"--ckpt={smallest_checkpoint(program.folder())}", *flags)
     try:
         yield webui
     finally:
         webui.stop()
+
+
+class HostRows:
+    """What subclasses test in a running web UI; each of theirs says which program it is.
+
+    Attributes:
+        beside: Extensions of the test's own: name -> script.
+    """
+
+    program: Program
+    beside: Mapping[str, str] = MappingProxyType({})
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def running(cls, tmp_path_factory):
+        with running_with(cls.program, tmp_path_factory.mktemp("webui"), beside=cls.beside) as webui:
+            yield webui
 
 
 @contextlib.contextmanager

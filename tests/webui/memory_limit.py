@@ -6,10 +6,7 @@ Linked beside ours; `POST /memory-limit?mb=N` sets the limit, 0 takes it away.  
 the web UI's own forward meets it as ours does.
 """
 
-from __future__ import annotations
-
-from pathlib import Path
-
+NAME = "memory-limit"
 SCRIPT = """
 import torch
 from modules import script_callbacks, scripts
@@ -50,10 +47,3 @@ def add_route(demo, app):
 
 script_callbacks.on_app_started(add_route)
 """
-
-
-def link(data: Path) -> None:
-    """Put the extension into a web UI's data folder."""
-    scripts = data / "extensions" / "memory-limit" / "scripts"
-    scripts.mkdir(parents=True)
-    (scripts / "memory_limit.py").write_text(SCRIPT)

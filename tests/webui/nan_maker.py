@@ -5,10 +5,7 @@ or `latent=last` (one cell of every sampled latent, "" stops it), `dtype=bfloat1
 UI's globals are.
 """
 
-from __future__ import annotations
-
-from pathlib import Path
-
+NAME = "nan-maker"
 SCRIPT = """
 import torch
 from modules import devices, script_callbacks, scripts, shared
@@ -75,10 +72,3 @@ def add_route(demo, app):
 
 script_callbacks.on_app_started(add_route)
 """
-
-
-def link(data: Path) -> None:
-    """Put the extension into a web UI's data folder."""
-    scripts = data / "extensions" / "nan-maker" / "scripts"
-    scripts.mkdir(parents=True)
-    (scripts / "nan_maker.py").write_text(SCRIPT)

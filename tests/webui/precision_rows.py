@@ -7,7 +7,7 @@ import json
 import nan_maker
 import numpy as np
 import pytest
-from installation import SMALL, Program, picture, running_with
+from installation import SMALL, HostRows, picture
 
 SIZE = {"width": 128, "height": 96}
 
@@ -35,21 +35,15 @@ def difference(a, b):
     return float(np.abs(a.pixels.astype(int) - b.pixels.astype(int)).mean())
 
 
-class PrecisionRows:
+class PrecisionRows(HostRows):
     """Subclasses are tests: each says which program runs.
 
     Attributes:
         left_alone: How the program may answer where a VAE gives NaN and ours does not look.
     """
 
-    program: Program
+    beside = {nan_maker.NAME: nan_maker.SCRIPT}
     left_alone: tuple[int, ...]
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def running(cls, tmp_path_factory):
-        with running_with(cls.program, tmp_path_factory.mktemp("webui"), link=nan_maker.link) as webui:
-            yield webui
 
     @pytest.fixture
     def webui(self, running):

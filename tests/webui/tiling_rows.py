@@ -11,7 +11,7 @@ from typing import Any
 import memory_limit
 import numpy as np
 import pytest
-from installation import SMALL, Made, Program, WebUi, made_from, picture, running_with, wait_until, without_traceback
+from installation import SMALL, HostRows, Made, WebUi, made_from, picture, wait_until, without_traceback
 from PIL import Image, ImageDraw
 
 AUTOMATIC = "Automatic"
@@ -47,7 +47,7 @@ def progress(webui: WebUi) -> dict[str, Any]:
     return webui.call("/sdapi/v1/progress?skip_current_image=true").body
 
 
-class TilingRows:
+class TilingRows(HostRows):
     """Subclasses are tests: each says which program runs, at which size, and which pictures are compared.
 
     Attributes:
@@ -58,18 +58,12 @@ class TilingRows:
         old_size: A picture that is larger than the old extension's tile of 48.
     """
 
-    program: Program
+    beside = {memory_limit.NAME: memory_limit.SCRIPT}
     size: dict[str, Any]
     cases: dict[str, Case]
     large: int
     starved: dict[str, Any] = {}
     old_size: tuple[int, int]
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def running(cls, tmp_path_factory):
-        with running_with(cls.program, tmp_path_factory.mktemp("webui"), link=memory_limit.link) as webui:
-            yield webui
 
     @pytest.fixture
     def webui(self, running):

@@ -11,9 +11,8 @@ from fake_forge import VAE, FakeForge, FakeNeo, HiresJob
 
 
 @pytest.fixture
-def fake(monkeypatch, tmp_path):
-    with installed(FakeForge(tmp_path), monkeypatch) as fake:
-        yield fake
+def program_class():
+    return FakeForge
 
 
 @pytest.fixture

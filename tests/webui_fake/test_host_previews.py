@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from fake_a1111 import FakeA1111, installed
+from fake_a1111 import FakeA1111
 from fake_previews import Network, add_previews, job
 from vae_files import tiny_state, write
 
@@ -19,13 +19,12 @@ from sd_vae_kit.settings import TILING_MODES
 
 
 @pytest.fixture
-def fake(monkeypatch, tmp_path):
-    """With a random TAESD pair of SD 1 in models/VAE-taesd."""
+def program_class(tmp_path):
+    """With previews, and a random TAESD pair of SD 1 in models/VAE-taesd."""
     for half in ("encoder", "decoder"):
         config = TinyConfig(4, 8, encoder=half == "encoder", decoder=half == "decoder")
         write(tmp_path / "VAE-taesd" / f"taesd_{half}.safetensors", tiny_state(config), {"family": "sd1"})
-    with installed(add_previews(FakeA1111(tmp_path)), monkeypatch) as fake:
-        yield fake
+    return lambda folder: add_previews(FakeA1111(folder))
 
 
 @pytest.fixture

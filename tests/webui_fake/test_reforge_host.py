@@ -5,7 +5,7 @@ import traceback
 import types
 
 import pytest
-from fake_a1111 import FakeA1111, installed
+from fake_a1111 import FakeA1111
 
 
 class FakeReforge(FakeA1111):
@@ -41,9 +41,8 @@ class FakeReforge(FakeA1111):
 
 
 @pytest.fixture
-def fake(monkeypatch, tmp_path):
-    with installed(FakeReforge(tmp_path), monkeypatch) as fake:
-        yield fake
+def program_class():
+    return FakeReforge
 
 
 @pytest.fixture

@@ -2,19 +2,22 @@
 
 import pytest
 import torch
-from fake_a1111 import installed
 from fake_sdnext import FakeSdNext
 from torch import nn
 
 
 @pytest.fixture
-def webui(monkeypatch, tmp_path):
-    with installed(FakeSdNext(tmp_path), monkeypatch) as fake:
-        from sd_vae_kit.webui import callbacks
+def program_class():
+    return FakeSdNext
 
-        callbacks.register()
-        fake.sd_vae.refresh_vae_list()
-        yield fake
+
+@pytest.fixture
+def webui(fake):
+    from sd_vae_kit.webui import callbacks
+
+    callbacks.register()
+    fake.sd_vae.refresh_vae_list()
+    return fake
 
 
 def test_weights_of_the_pipeline_change_in_place_and_default_gives_them_back(webui, host):
