@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ from sd_vae_kit.core.range_guard import HalfIsNotEnough, RangeGuard
 from sd_vae_kit.core.ranges import MAX_SHIFT, SHIFT_STEP, Ranges
 from sd_vae_kit.core.steps import AttentionStep
 
+FUSED_QUERIES = 16384  # 512 blocks for a GPU's processors; one call stays far below the 2 s that Windows allows
 ENTERING = 8  # normalised values are small enough to be made 2**8 times larger
 
 
@@ -89,7 +92,8 @@ class AttentionPass:
         query = self._tokens(step.query, normed, -self.balance)
         self._check(query, normed, "query")
         q, k, v = (heads_of(tokens, step.heads) for tokens in (query, self.keys, self.values))
-        chunk = attention_chunk(self.plan, self.count, step.heads)
+        stores = stores_scores(self.plan.device, q.dtype, q.shape[3])
+        chunk = attention_chunk(self.plan, self.count, step.heads, stores=stores)
         answers = []
         for start in range(0, q.shape[2], chunk):
             # (1, heads, n, C/heads): with 3 dimensions or a flash kernel's limit of 256, torch would store n^2 scores
@@ -171,9 +175,37 @@ class AttentionPass:
         self.keys, self.values, self.is_stale = self.keys.to(self.dtype), self.values.to(self.dtype), True
 
 
-def attention_chunk(plan: Plan, keys: int, heads: int) -> int:
-    """How many queries at once: their scores, if torch stores them, fit `plan.attention_bytes`."""
-    return max(16, plan.attention_bytes // max(1, keys * heads * max(4, plan.dtype.itemsize)))
+def attention_chunk(plan: Plan, keys: int, heads: int, *, stores: bool = True) -> int:
+    """How many queries at once.
+
+    Args:
+        plan: Scores that are stored fit its `attention_bytes`.
+        keys: Tokens.
+        heads: Of the attention.
+        stores: Whether torch stores scores.
+    """
+    fitting = max(16, plan.attention_bytes // max(1, keys * heads * max(4, plan.dtype.itemsize)))
+    return fitting if stores else max(fitting, FUSED_QUERIES)
+
+
+@functools.cache
+def stores_scores(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether torch has to store the scores of heads so wide, as far as is known.
+
+    CUDA's memory-efficient kernel does not, but takes 32 queries of a wide head per block: few queries at once would
+    leave most of a GPU idle.  It is tried once, by itself, since choosing kernels is a switch of the whole process.
+    """
+    if device.type != "cuda" or not torch.backends.cuda.mem_efficient_sdp_enabled():
+        return True
+    few = torch.zeros(1, 1, 64, width, device=device, dtype=dtype)
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    try:
+        kernel(few, few, few, None, False)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError):  # not for this GPU, type or width
+        return True
+    return False
 
 
 def heads_of(tokens: Tensor, heads: int) -> Tensor:

@@ -19,7 +19,7 @@ from vae_zoo import (
     small_vae,
 )
 
-from sd_vae_kit.core import streaming
+from sd_vae_kit.core import attention, streaming
 from sd_vae_kit.core.autoencoder import NetConfig
 from sd_vae_kit.core.program import decoder_program, encoder_program
 from sd_vae_kit.core.schedule import all_values, make_schedule, must_be_stored, split_rows
@@ -348,6 +348,56 @@ def test_queries_are_answered_in_chunks():
     assert stats.chunks == 12
     with torch.no_grad():
         torch.testing.assert_close(y, vae.decode(z), rtol=0, atol=5e-5)
+
+
+def test_where_no_scores_are_stored_many_queries_are_answered_at_once(monkeypatch):
+    """Few at a time would leave most of a GPU idle."""
+    monkeypatch.setattr(attention, "stores_scores", lambda device, dtype, width: False)
+    vae, z, stats = small_vae(), picture(4, 16, 12), RunStats()
+    plan = Plan("stream", CPU, torch.float32, None, None, attention_bytes=1)
+    y = run_streamed(decoder_program(vae), z, plan, stats=stats)
+    assert stats.chunks == 1
+    with torch.no_grad():
+        torch.testing.assert_close(y, vae.decode(z), rtol=0, atol=5e-5)
+    assert attention.attention_chunk(plan, 1 << 20, 1, stores=False) == attention.FUSED_QUERIES
+
+
+@pytest.mark.parametrize(
+    ("error", "enabled", "stores"),
+    [(None, True, False), (None, False, True), (RuntimeError("Mem efficient: not for this width"), True, True)],
+)
+def test_the_memory_efficient_kernel_is_tried_once(error, enabled, stores, monkeypatch):
+    """With a CUDA device that is pretended: zeros stay on the CPU, the kernel is ours."""
+    asked = []
+
+    def kernel(query, key, value, bias, with_sums):
+        asked.append((tuple(query.shape), query.dtype))
+        if error is not None:
+            raise error
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, dtype: zeros(*shape, dtype=dtype))
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", kernel)
+    monkeypatch.setattr(torch.backends.cuda, "mem_efficient_sdp_enabled", lambda: enabled)
+    attention.stores_scores.cache_clear()
+    for _ in range(2):
+        assert attention.stores_scores(torch.device("cuda", 0), torch.float16, 512) is stores
+    assert asked == [((1, 1, 64, 512), torch.float16)] * enabled
+    assert attention.stores_scores(CPU, torch.float32, 512), "what the CPU does is not changed"
+    attention.stores_scores.cache_clear()
+
+
+def test_a_full_card_says_nothing_about_the_kernel(monkeypatch):
+    def kernel(*args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, dtype: zeros(*shape, dtype=dtype))
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", kernel)
+    attention.stores_scores.cache_clear()
+    for _ in range(2):
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            attention.stores_scores(torch.device("cuda", 0), torch.float16, 512)
 
 
 def test_residual_blocks_are_written_over_their_input():
