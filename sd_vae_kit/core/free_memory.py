@@ -32,8 +32,10 @@ def free_memory(device: torch.device) -> Free:
     if kind == "cpu":
         return free_ram()
     if kind == "cuda":  # ROCm too
-        free, _ = torch.cuda.mem_get_info(device)
-        stats = torch.cuda.memory_stats(device)
+        # before torch 2.5 a device without an index, which is what A1111 has, is refused
+        index = torch.cuda.current_device() if device.index is None else device.index
+        free, _ = torch.cuda.mem_get_info(index)
+        stats = torch.cuda.memory_stats(index)
         cached = stats.get("reserved_bytes.all.current", 0) - stats.get("active_bytes.all.current", 0)
         return Free(free + max(0, cached), "driver and torch's cache")
     if kind == "mps":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from sd_vae_kit.core.devices import traits
 from sd_vae_kit.core.plan import Plan
+
+BANDS_UNDER_WAY = 2  # asked of the device and not yet done: one is computed while another leaves
 
 
 def is_remote(plan: Plan) -> bool:
@@ -28,6 +31,9 @@ class Lanes(Protocol):
     def send(self, place: Tensor, rows: Tensor) -> None:
         """Start copying device rows, once all that was asked of the device before is done, to their host place."""
 
+    def next_band(self) -> None:
+        """A band has been asked for; wait until the one before the last is done, so that bands do not pile up."""
+
     def wait(self) -> None:
         """Until everything sent is in its place."""
 
@@ -43,6 +49,7 @@ class CudaLanes:
     def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
         self.cuda, self.device = cuda, device
         self.arriving, self.leaving = cuda.Stream(device), cuda.Stream(device)
+        self.bands: deque[Any] = deque()  # events: each is over when its band has been computed and has left
 
     def bring(self, rows: Tensor) -> tuple[Tensor, object]:
         with self.cuda.stream(self.arriving):
@@ -62,8 +69,17 @@ class CudaLanes:
             place.copy_(rows, non_blocking=True)
         rows.record_stream(self.leaving)  # nor before it has left
 
+    def next_band(self) -> None:
+        self.leaving.wait_stream(self.cuda.current_stream(self.device))
+        event = self.cuda.Event()
+        event.record(self.leaving)
+        self.bands.append(event)
+        if len(self.bands) > BANDS_UNDER_WAY:
+            self.bands.popleft().synchronize()
+
     def wait(self) -> None:
         self.leaving.synchronize()
+        self.bands.clear()
 
 
 class HostLink:
@@ -98,6 +114,8 @@ class HostLink:
     def next_band(self) -> None:
         """What was sent for during the last band is due in this one; what was due then is let go."""
         self.due, self.prefetched = self.prefetched, []
+        if self.lanes is not None:
+            self.lanes.next_band()
 
     def fetch(self, value: Tensor, top: int, bottom: int) -> Tensor:
         """Rows of a value on the device."""

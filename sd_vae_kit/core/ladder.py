@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sd_vae_kit.core.cost import predict
-from sd_vae_kit.core.memory import LEAN_EXTRA, ladder, lean_plan
+from sd_vae_kit.core.cost import Cost, predict
+from sd_vae_kit.core.memory import LEAN_EXTRA, fits_ram, ladder, lean_plan
 from sd_vae_kit.core.plan import BandGuard, OnStep, Plan, RunStats
 from sd_vae_kit.core.steps import Program
 from sd_vae_kit.core.streaming import run_streamed
@@ -24,6 +24,8 @@ OUT_OF_MEMORY_TEXTS = (
     "not enough memory",  # the same on Windows; DirectML
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
+    "unable to find an engine",  # cuDNN tries algorithms until one gets its workspace; an unsupported GPU says it, too
+    "unable to find a valid cudnn algorithm",
     "out_of_device_memory",  # XPU: UR_RESULT_ERROR_..., ZE_RESULT_ERROR_...
     "out_of_host_memory",
     "out_of_resources",
@@ -85,6 +87,8 @@ def run_with_ladder(
         current = waiting.pop(0)
         outcome = _attempt(program, x, current, on_step, stats, guard)
         if isinstance(outcome, Tensor):
+            if current.on_host:
+                release_pinned()
             return LadderResult(outcome, current, tuple(failures))
         # here, outside of any except block, nothing refers to the failed run's tensors any more
         release_cached(current.device)
@@ -96,11 +100,16 @@ def run_with_ladder(
                 waiting = [current]
                 continue
         waiting = waiting or _smaller_plans(program, x, current)
-        waiting = [p for p in waiting if predict(program, p, x.shape).peak_bytes < 0.95 * needed and p != current]
+        waiting = [p for p in waiting if p != current and _is_smaller(predict(program, p, x.shape), needed)]
     raise NoMemoryError(
         f"Not enough memory for a {program.name} input of {x.shape[2]}x{x.shape[3]} with any plan "
         f"({'; '.join(failures)}); close other programs or use a smaller picture."
     )
+
+
+def _is_smaller(cost: Cost, than: int) -> bool:
+    """Whether a plan is worth a try after one of `than` bytes; pinned memory cannot be swapped: it must be there."""
+    return cost.peak_bytes < 0.95 * than and fits_ram(cost)
 
 
 def _smaller_plans(program: Program, x: Tensor, failed: Plan) -> list[Plan]:
@@ -134,3 +143,10 @@ def release_cached(device: torch.device) -> None:
     module: Any = getattr(torch, device.type, None)
     if device.type != "cpu" and hasattr(module, "empty_cache"):
         module.empty_cache()
+        release_pinned()
+
+
+def release_pinned() -> None:
+    """Return pinned host memory, which torch otherwise keeps until the process ends; torch 2.1 has no way to."""
+    if torch.cuda.is_initialized():
+        getattr(torch._C, "_host_emptyCache", lambda: None)()

@@ -219,6 +219,14 @@ def choose_plan(
     return plan, report
 
 
+def fits_ram(cost: Cost) -> bool:
+    """Whether RAM holds what a plan keeps in host memory."""
+    if not cost.host_bytes:
+        return True
+    ram = free_memory(torch.device("cpu")).free_bytes
+    return ram is None or cost.host_bytes <= ram * MARGIN
+
+
 def _choose(
     program: Program,
     shape: Sequence[int],
@@ -233,10 +241,9 @@ def _choose(
     if mode == "auto" and whole.peak_bytes <= budget:
         return whole_plan(device, dtype), whole, "the whole picture fits"
     tried: list[tuple[Plan, Cost]] = []
-    ram = free_memory(torch.device("cpu")).free_bytes
     for plan in islice(ladder(program, shape, dtype, device, budget), 1, None):
         cost = predict(program, plan, shape)
-        if ram is not None and cost.host_bytes > ram * MARGIN:
+        if not fits_ram(cost):
             continue
         if cost.peak_bytes <= budget:
             reason = "storing every activation does not fit"

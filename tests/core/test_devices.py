@@ -88,6 +88,16 @@ def test_cuda_counts_what_its_allocator_keeps_as_free(monkeypatch):
     assert (free.free_bytes, free.source) == (1500, "driver and torch's cache")
 
 
+def test_cuda_without_an_index_is_the_current_one(monkeypatch):
+    """A1111's device has none, and torch before 2.5 refuses it."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (1000, 9000))
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: asked.append(device) or {})
+    assert free_memory(torch.device("cuda")).free_bytes == 1000
+    assert asked == [3, 3]
+
+
 def test_mps_shares_the_ram_and_metal_may_allow_less(monkeypatch):
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 5000, raising=False)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2000, raising=False)
@@ -118,9 +128,13 @@ def test_a_device_that_does_not_tell_gets_a_gigabyte():
 @pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
 def test_cached_memory_is_returned_where_the_device_has_a_cache(kind, monkeypatch):
     emptied = []
-    monkeypatch.setattr(torch, kind, SimpleNamespace(empty_cache=lambda: emptied.append(kind)), raising=False)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: emptied.append("pinned"), raising=False)
+    backend = SimpleNamespace(empty_cache=lambda: emptied.append(kind), is_initialized=lambda: True)
+    if kind != "cuda":
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch, kind, backend, raising=False)
     release_cached(torch.device(kind))
-    assert emptied == [kind]
+    assert emptied == [kind, "pinned"]
     release_cached(torch.device("privateuseone"))  # DirectML has none to empty
 
 
@@ -132,7 +146,7 @@ class TrackedLanes:
 
     def __init__(self, brings_late, sends_late):
         self.brings_late, self.sends_late = brings_late, sends_late
-        self.brought = self.taken = self.sent = self.waits = 0
+        self.brought = self.taken = self.sent = self.waits = self.bands = 0
         self.leaving = []
 
     def bring(self, rows):
@@ -153,6 +167,9 @@ class TrackedLanes:
             self.leaving.append((place, rows))
         else:
             place.copy_(rows)
+
+    def next_band(self):
+        self.bands += 1
 
     def wait(self):
         self.waits += 1
@@ -189,6 +206,7 @@ def test_copies_beside_the_computation_never_meet(part, padding, brings_late, se
     assert stats.bands > len(program.steps)
     assert lanes.brought >= (1 if padding == "circular" else stats.bands // 2)
     assert lanes.taken > 0
+    assert lanes.bands >= stats.bands - len(program.steps)
     assert lanes.sent >= stats.bands - len(program.steps)
     assert lanes.waits >= len(program.steps)
     assert 3 <= links[0].made <= len(program.steps), "the input and the stored values are made in host memory"
@@ -241,6 +259,21 @@ def test_the_streams_of_cuda_wait_for_each_other_and_keep_memory_until_it_was_re
     log.clear()
     lanes.wait()
     assert log == ["leaving synchronize"]
+
+
+def test_bands_do_not_pile_up_on_the_device():
+    log = []
+    lanes = CudaLanes(torch.device("cuda", 0), fake_cuda(log))
+    asked = ["leaving wait_stream computation", "event record leaving"]
+    lanes.next_band()
+    lanes.next_band()
+    assert log == [*asked, *asked]
+    lanes.next_band()
+    assert log == [*asked, *asked, *asked, "event synchronize"]
+    lanes.wait()
+    log.clear()
+    lanes.next_band()
+    assert log == asked, "a new pass waits for no band of the last one"
 
 
 def full_decoder():

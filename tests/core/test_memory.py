@@ -13,13 +13,13 @@ from sd_vae_kit.core import ladder as ladder_module
 from sd_vae_kit.core import memory, streaming
 from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.core.cost import MB, predict
-from sd_vae_kit.core.free_memory import free_memory, free_ram
+from sd_vae_kit.core.free_memory import Free, free_memory, free_ram
 from sd_vae_kit.core.ladder import is_out_of_memory, run_with_ladder
 from sd_vae_kit.core.memory import choose_plan, ladder, lean_plan, stream_plan, whole_plan
 from sd_vae_kit.core.program import decoder_program, encoder_program
 from sd_vae_kit.core.schedule import all_values
 from sd_vae_kit.core.streaming import Plan, RunStats, run_streamed
-from sd_vae_kit.errors import Interrupted, PlanError
+from sd_vae_kit.errors import Interrupted, NoMemoryError, PlanError
 
 CPU = torch.device("cpu")
 CONFIG = NetConfig(ch=64, ch_mult=(1, 2, 2), num_res_blocks=1)
@@ -220,6 +220,8 @@ OUT_OF_MEMORY = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to"),
     RuntimeError("std::bad_alloc"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
     MemoryError(),
 ]
 
@@ -305,6 +307,29 @@ def test_when_every_plan_fails_the_message_lists_them():
         PlanError, match=r"Not enough memory for a decoder input of 32x24 .*whole ran out of memory.*stream"
     ):
         run_with_ladder(program, z, whole_plan(CPU, torch.float32), guard=guard)
+
+
+@pytest.mark.parametrize(("ram", "reaches_host"), [(1 << 40, True), (1 << 10, False)])
+def test_after_a_failure_host_memory_is_tried_only_where_there_is_enough(ram, reaches_host, monkeypatch):
+    """It would be pinned, so that the whole computer would stand still."""
+    program, z, tried, released = decoder_program(small_vae(CONFIG)), picture(4, 32, 24), [], []
+
+    def attempt(program, x, plan, *others):
+        tried.append(plan.kind)
+        return z if plan.on_host else "CUDA out of memory"
+
+    monkeypatch.setattr(ladder_module, "_attempt", attempt)
+    monkeypatch.setattr(ladder_module, "release_cached", lambda device: None)
+    monkeypatch.setattr(ladder_module, "release_pinned", lambda: released.append(len(tried)))
+    monkeypatch.setattr("sd_vae_kit.core.memory.free_memory", lambda device: Free(ram, "a test"))
+    plan = stream_plan(torch.device("cuda", 0), torch.float16)
+    if reaches_host:
+        assert run_with_ladder(program, z, plan).plan.kind == "stream-host"
+        assert released == [len(tried)], "what was pinned goes back when the picture is there"
+    else:
+        with pytest.raises(NoMemoryError):
+            run_with_ladder(program, z, plan)
+        assert "stream-host" not in tried
 
 
 def test_other_errors_and_interrupts_pass_through_the_ladder():
