@@ -155,12 +155,16 @@ class VaeCalls:
 
     @contextmanager
     def preview(self) -> Iterator[None]:
-        """What is decoded by this thread is shown while a job runs: no progress, no interrupt, no infotext."""
-        job, self._here.job = self._job, None
+        """What is decoded by this thread is shown while a job runs: no progress, no interrupt, no infotext.
+
+        Nor is room made for it: the models that would be moved away are those that the job is computing with.
+        """
+        outer = self._job, self.is_preview
+        self._here.job, self._here.is_preview = None, True
         try:
             yield
         finally:
-            self._here.job = job
+            self._here.job, self._here.is_preview = outer
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -201,6 +205,11 @@ class VaeCalls:
     @property
     def _job(self) -> RunningJob | None:
         return getattr(self._here, "job", None)
+
+    @property
+    def is_preview(self) -> bool:
+        """Whether what this thread decodes now is a preview."""
+        return bool(getattr(self._here, "is_preview", False))
 
     @property
     def is_aside(self) -> bool:
@@ -302,11 +311,12 @@ class VaeCalls:
                 self.say_who_tiles(other)
 
     def _run(self, network: nn.Module, part: Part, x: Tensor, dtype: torch.dtype, tiling: TilingSettings) -> Tensor:
+        make_room = None if self.is_preview else self.owner.make_room
         try:
             with self._watched(part) as on_step:
                 result = self.runner.run(
                     network, part, x, dtype=dtype, device=x.device, tiling=tiling, on_step=on_step,
-                    make_room=self.owner.make_room, precision=self.precision(network, part),
+                    make_room=make_room, precision=self.precision(network, part),
                 )  # fmt: skip
         except NoMemoryError as error:
             raise self.owner.out_of_memory(error) from None

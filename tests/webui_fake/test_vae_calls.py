@@ -309,6 +309,30 @@ def test_memory_that_runs_out_is_one_line_and_the_picture_comes(webui, host, scr
     assert line.endswith("was used instead, the result is the same.")
 
 
+def test_no_model_leaves_the_card_for_a_preview(webui, host, script, monkeypatch):
+    """They are at work: the sampler would find them gone."""
+    asked = []
+    webui.latent = torch.randn(1, 4, 96, 96)
+    expected = by_itself(webui, script)
+    monkeypatch.setattr(host, "make_room", lambda needed: asked.append(needed))
+    real, calls = torch.nn.functional.silu, iter([True])
+
+    def silu(*args, **kwargs):
+        if next(calls, False):
+            raise RuntimeError("CUDA out of memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "silu", silu)
+    with host.calls.preview():
+        made = webui.decode()
+    assert_close(made, expected, **EXACT)
+    assert next(calls, None) is None, "memory ran out on the way"
+    assert not asked
+    calls = iter([True])
+    webui.decode()
+    assert len(asked) == 1, "outside of a preview there is somebody to ask"
+
+
 def test_other_models_leave_the_card_for_one_call_only(webui, host):
     moves = []
 
