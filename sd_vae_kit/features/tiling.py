@@ -237,7 +237,9 @@ class VaeRunner:
 
     def _key(self, network: nn.Module, program: Program) -> str:
         """`weights_key`, taken again only if a tensor was exchanged or written to since."""
-        tensors = [(tensor.data_ptr(), _version(tensor)) for tensor in network.parameters()]
+        if any(parameter.is_inference() for parameter in network.parameters()):
+            return weights_key(program)  # Forge's live weights: such tensors do not count how often they are written to
+        tensors = [(tensor.data_ptr(), tensor._version) for tensor in network.parameters()]
         stamp = (program.name, tensors)
         known = self._keys.get(network)
         if known is None or known[0] != stamp:
@@ -270,11 +272,3 @@ def _report(
         precision=found.sentence,
         precision_infotext=found.infotext if found.sentence else "",
     )
-
-
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to; 0 for one that does not count: Forge's live weights are inference tensors."""
-    try:
-        return tensor._version
-    except RuntimeError:
-        return 0

@@ -125,6 +125,17 @@ def test_room_is_asked_for_where_even_the_smallest_plan_does_not_fit(vae):
     assert len(asked) == 1
 
 
+def test_weights_that_do_not_count_who_writes_to_them_are_looked_at_each_time():
+    """Forge's are inference tensors: another VAE in the same place must not pass for the one before."""
+    with torch.inference_mode():
+        vae = randomised(AutoencoderKL(kl_config())).requires_grad_(False)
+        runner, program = VaeRunner(), program_of(vae, "decoder")
+        before = runner._key(vae, program)
+        assert runner._key(vae, program) == before
+        vae.decoder.conv_out.bias.mul_(2.0)
+        assert runner._key(vae, program) != before
+
+
 def test_when_no_plan_works_all_of_them_are_named(vae):
     def on_step(done, total):
         raise MemoryError("no")
