@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # AMX rounds fp32 to bf16
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads would count as processor time
 
 import torch
 

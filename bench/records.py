@@ -82,7 +82,7 @@ def load(path: Path, threads: int, is_fresh: bool) -> Records:
     """What was measured before under the same conditions, else nothing."""
     conditions = {
         "machine": machine(), "torch": torch.__version__, "threads": str(threads), "engine": engine_hash(),
-        "oneDNN": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        "oneDNN": os.environ.get("ONEDNN_MAX_CPU_ISA", ""), "waiting": os.environ.get("OMP_WAIT_POLICY", "default"),
     }  # fmt: skip
     if not path.is_file() or is_fresh:
         return Records(conditions)

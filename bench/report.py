@@ -28,7 +28,8 @@ def markdown(records: Records, picture: str, left_out: list[str]) -> str:
         "Time and peak are ratios to the ordinary contiguous (NCHW) forward of the same size: medians (spread).",
         "Peak is memory above the weights; the cost model predicts it for plans. Differences are the largest and the "
         "mean one to the ordinary forward, relative to the picture's range.",
-        "Absolute seconds say little on shared cores; processor time is the steadier ratio there.",
+        "Absolute seconds say little on shared cores. Threads wait as they do in a web UI (OMP_WAIT_POLICY: "
+        f"{conditions['waiting']}); where they spin, waiting counts as processor time.",
         "",
         f"![ratios]({picture})",
         "",
