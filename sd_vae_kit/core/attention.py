@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -195,7 +196,8 @@ def stores_scores(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     CUDA's memory-efficient kernel does not, but takes 32 queries of a wide head per block: few queries at once would
     leave most of a GPU idle.  It is tried once, by itself, since choosing kernels is a switch of the whole process.
     """
-    if device.type != "cuda" or not torch.backends.cuda.mem_efficient_sdp_enabled():
+    switches: Any = torch.backends.cuda
+    if device.type != "cuda" or not switches.mem_efficient_sdp_enabled():
         return True
     few = torch.zeros(1, 1, 64, width, device=device, dtype=dtype)
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention

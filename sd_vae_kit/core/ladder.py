@@ -148,5 +148,6 @@ def release_cached(device: torch.device) -> None:
 
 def release_pinned() -> None:
     """Return pinned host memory, which torch otherwise keeps until the process ends; torch 2.1 has no way to."""
-    if torch.cuda.is_initialized():
+    cuda: Any = torch.cuda
+    if cuda.is_initialized():
         getattr(torch._C, "_host_emptyCache", lambda: None)()
