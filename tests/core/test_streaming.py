@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -362,42 +363,43 @@ def test_where_no_scores_are_stored_many_queries_are_answered_at_once(monkeypatc
     assert attention.attention_chunk(plan, 1 << 20, 1, stores=False) == attention.FUSED_QUERIES
 
 
+@pytest.fixture
+def kernel(monkeypatch):
+    """CUDA's memory-efficient kernel on a device that is pretended: zeros stay on the CPU, the answer is the test's."""
+    asked = SimpleNamespace(shapes=[], error=None)
+
+    def pretended(query, key, value, bias, with_sums):
+        asked.shapes.append((tuple(query.shape), query.dtype))
+        if asked.error is not None:
+            raise asked.error
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, dtype: zeros(*shape, dtype=dtype))
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", pretended)
+    attention.stores_scores.cache_clear()
+    yield asked
+    attention.stores_scores.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("error", "enabled", "stores"),
     [(None, True, False), (None, False, True), (RuntimeError("Mem efficient: not for this width"), True, True)],
 )
-def test_the_memory_efficient_kernel_is_tried_once(error, enabled, stores, monkeypatch):
-    """With a CUDA device that is pretended: zeros stay on the CPU, the kernel is ours."""
-    asked = []
-
-    def kernel(query, key, value, bias, with_sums):
-        asked.append((tuple(query.shape), query.dtype))
-        if error is not None:
-            raise error
-
-    zeros = torch.zeros
-    monkeypatch.setattr(torch, "zeros", lambda *shape, device, dtype: zeros(*shape, dtype=dtype))
-    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", kernel)
+def test_the_memory_efficient_kernel_is_tried_once(error, enabled, stores, kernel, monkeypatch):
+    kernel.error = error
     monkeypatch.setattr(torch.backends.cuda, "mem_efficient_sdp_enabled", lambda: enabled)
-    attention.stores_scores.cache_clear()
     for _ in range(2):
         assert attention.stores_scores(torch.device("cuda", 0), torch.float16, 512) is stores
-    assert asked == [((1, 1, 64, 512), torch.float16)] * enabled
+    assert kernel.shapes == [((1, 1, 64, 512), torch.float16)] * enabled
     assert attention.stores_scores(CPU, torch.float32, 512), "what the CPU does is not changed"
-    attention.stores_scores.cache_clear()
 
 
-def test_a_full_card_says_nothing_about_the_kernel(monkeypatch):
-    def kernel(*args):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    zeros = torch.zeros
-    monkeypatch.setattr(torch, "zeros", lambda *shape, device, dtype: zeros(*shape, dtype=dtype))
-    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", kernel)
-    attention.stores_scores.cache_clear()
+def test_a_full_card_says_nothing_about_the_kernel(kernel):
+    kernel.error = torch.cuda.OutOfMemoryError("CUDA out of memory")
     for _ in range(2):
         with pytest.raises(torch.cuda.OutOfMemoryError):
             attention.stores_scores(torch.device("cuda", 0), torch.float16, 512)
+    assert len(kernel.shapes) == 2
 
 
 def test_residual_blocks_are_written_over_their_input():
