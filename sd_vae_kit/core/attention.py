@@ -176,7 +176,7 @@ class AttentionPass:
         self.keys, self.values, self.is_stale = self.keys.to(self.dtype), self.values.to(self.dtype), True
 
 
-def attention_chunk(plan: Plan, keys: int, heads: int, *, stores: bool = True) -> int:
+def attention_chunk(plan: Plan, keys: int, heads: int, *, stores: bool) -> int:
     """How many queries at once.
 
     Args:

@@ -25,6 +25,7 @@ def plan_named(name, program, shape, dtype):
 
 SIZES = [
     (FULL, torch.float32, 256, 256, ("whole", "stream", "lean")),
+    (FULL, torch.bfloat16, 512, 512, ("whole", "stream", "lean")),
     (FULL, torch.float32, 768, 768, ("stream", "lean")),
     (FULL, torch.bfloat16, 1024, 1024, ("whole", "stream", "lean")),
     (NARROW, torch.float32, 2048, 2048, ("stream", "lean")),
