@@ -115,7 +115,7 @@ def slowly(seen):
         before = len(shown := [p for p in seen if p.preview is not None])
         seen.append(progress)
         if progress.phase == "sampling" and progress.preview is None:
-            end = time.monotonic() + 2.0
+            end = time.monotonic() + 10.0
             while len(shown) == before and time.monotonic() < end:
                 time.sleep(0.002)
                 shown = [p for p in seen if p.preview is not None]

@@ -26,6 +26,7 @@ CAT = DEMO / "photographs" / "cat.jpg"
 SCREENSHOTS = ROOT / "docs" / "images"
 TAKES_SCREENSHOTS = os.environ.get("VAE_KIT_SCREENSHOTS") == "1"
 SMALL = {"width": 128, "height": 128, "steps": 4, "seed": 1}
+LONG = {"width": 512, "height": 512, "steps": 150, "batch_size": 8, "seed": 3}  # only ended by an interrupt
 
 
 @pytest.fixture(scope="module")
@@ -108,22 +109,24 @@ def test_a_file_that_is_no_picture_is_one_line_and_the_form_stays(app, tmp_path)
 
 
 def test_previews_change_while_sampling_and_interrupt_ends_the_job(app, data):
+    """Large pictures and small previews: sampling lasts many times longer than three previews take."""
     app.tab("Settings")
-    app.type("vae_kit_settings_preview_share", 100)
-    wait_for_setting(data, "vae_kit_preview_share", 100)
+    for name, value in {"preview_share": 100, "preview_max_side": 128}.items():
+        app.type(f"vae_kit_settings_{name}", value)
+        wait_for_setting(data, f"vae_kit_{name}", value)
     app.tab("txt2img")
-    app.form("txt2img", prompt="coffee", width=256, height=256, steps=150, batch_size=8, seed=3)
+    app.form("txt2img", prompt="coffee", **LONG)
     app.start("txt2img")
     seen: set[str] = set()
-    preview = app.page.locator("#vae_kit_txt2img_live img")
+    live = app.page.locator("#vae_kit_txt2img_live .vk-live")
     deadline = time.monotonic() + WAIT_MS / 1000
     while len(seen) < 3 and time.monotonic() < deadline:
-        if preview.count():
-            seen.add(preview.get_attribute("src") or "")
+        assert live.count(), f"the job ended after {len(seen)} previews"
+        seen.update(image.get_attribute("src") for image in live.locator("img").all())
         app.page.wait_for_timeout(50)
     assert len(seen) >= 3
     app.page.click("#vae_kit_txt2img_interrupt")
-    assert app.finished("txt2img").shape == (256, 256, 3)
+    assert app.finished("txt2img").shape == (512, 512, 3)
     assert "interrupted" in app.text("vae_kit_txt2img_outcome")
 
 
@@ -132,7 +135,7 @@ def test_a_job_in_the_other_tab_meanwhile_is_refused_in_one_line(app):
     app.page.set_input_files("#vae_kit_img2img_picture input[type=file]", CAT)
     app.settle()
     app.tab("txt2img")
-    app.form("txt2img", prompt="coffee", width=192, height=192, steps=60, seed=3)
+    app.form("txt2img", prompt="coffee", **LONG)
     app.start("txt2img")
     app.tab("img2img", settle=False)
     app.page.click("#vae_kit_img2img_generate")

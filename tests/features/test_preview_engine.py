@@ -206,8 +206,8 @@ def test_asking_does_not_wait_for_a_budget_that_is_used_up():
         assert previews.ask(5.0)
         previews.offer(latent_of(2))
         started = time.perf_counter()
-        assert not previews.ask(1.0)
-        assert time.perf_counter() - started < 0.9
+        assert not previews.ask(5.0)
+        assert time.perf_counter() - started < 4
     assert len(shown) == 1
 
 
