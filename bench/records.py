@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -76,6 +77,23 @@ class Records:
     def save(self, path: Path) -> None:
         text = {"conditions": self.conditions, "rows": [asdict(row) for row in self.rows]}
         path.write_text(json.dumps({**text, "pictures": [asdict(p) for p in self.pictures]}, indent=1), "utf-8")
+
+
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    """Decoding first, fp32 first, small pictures first; variants stay in their order."""
+    return sorted(rows, key=lambda row: (row.part != "decode", row.dtype != "fp32", row.pixels))
+
+
+def same_case(row: Row, rows: list[Row], name: str) -> Row | None:
+    """Another variant of the row's case."""
+    wanted = (row.part, row.pixels, row.dtype, name)
+    return next((r for r in rows if (r.part, r.pixels, r.dtype, r.name) == wanted), None)
+
+
+def ratios(values: list[float], base: Row | None, clock: str = "times") -> list[float]:
+    """Each repeat beside the same repeat of `base`; a run that was stopped has unequal numbers of them."""
+    others: list[float] = [] if base is None else getattr(base, clock)
+    return [value / other for value, other in zip(values, others, strict=False)]
 
 
 def load(path: Path, threads: int, is_fresh: bool) -> Records:

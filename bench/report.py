@@ -1,21 +1,23 @@
-"""Markdown table and a plot of measurements."""
+"""Measurements as markdown, with a plot beside it."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from datetime import datetime, timezone
+from itertools import groupby
 from pathlib import Path
 
 from bench.pictures import PictureError
-from bench.records import Records, Row
+from bench.plot import plot
+from bench.records import Records, Row, in_order, ratios, same_case
 from bench.variants import FLOOR, ORDINARY
 
 
 def write_report(records: Records, path: Path, left_out: list[str]) -> None:
     """Write `path` (markdown) and beside it an SVG with the ratios."""
     path.write_text(markdown(records, path.with_suffix(".svg").name, left_out), "utf-8")
-    path.with_suffix(".svg").write_text(plot([row for row in records.rows if row.times or row.peak_mb]), "utf-8")
+    path.with_suffix(".svg").write_text(plot(records.rows), "utf-8")
 
 
 def markdown(records: Records, picture: str, left_out: list[str]) -> str:
@@ -34,14 +36,14 @@ def markdown(records: Records, picture: str, left_out: list[str]) -> str:
         f"![ratios]({picture})",
         "",
     ]
-    for part, dtype in dict.fromkeys((row.part, row.dtype) for row in records.rows):
+    shown = in_order(row for row in records.rows if row.times or row.peak_mb)
+    for (part, dtype), block in groupby(shown, key=lambda row: (row.part, row.dtype)):
         lines += [f"## {part}, {dtype}", ""]
         lines += [
             "| px | variant | time | processor time | of the floor | peak | peak MB | predicted MB | difference |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
-        rows = [row for row in records.rows if (row.part, row.dtype) == (part, dtype) and (row.times or row.peak_mb)]
-        lines += [table_line(row, records.rows) for row in sorted(rows, key=lambda row: row.pixels)]
+        lines += [table_line(row, records.rows) for row in block]
         lines.append("")
     return "\n".join([*lines, *picture_lines(records.pictures), *left_out_lines(left_out)])
 
@@ -68,11 +70,6 @@ def left_out_lines(left_out: list[str]) -> list[str]:
     return [f"Not measured for want of time: {'; '.join(left_out)}.", ""] if left_out else []
 
 
-def same_case(row: Row, rows: list[Row], name: str) -> Row | None:
-    wanted = (row.part, row.pixels, row.dtype, name)
-    return next((r for r in rows if (r.part, r.pixels, r.dtype, r.name) == wanted), None)
-
-
 def table_line(row: Row, rows: list[Row]) -> str:
     base, floor = same_case(row, rows, ORDINARY), same_case(row, rows, FLOOR)
     peak = f"{row.peak_mb / base.peak_mb:.2f}" if base and row.peak_mb and base.peak_mb else ""
@@ -88,41 +85,8 @@ def table_line(row: Row, rows: list[Row]) -> str:
 
 def ratio(values: list[float], base: Row | None, clock: str = "times") -> str:
     """Median of the ratios of each repeat, with the smallest and the largest."""
-    others: list[float] = [] if base is None else getattr(base, clock)
-    ratios = [value / other for value, other in zip(values, others, strict=False)]  # a stopped run has unequal numbers
-    if not ratios:
+    found = ratios(values, base, clock)
+    if not found:
         return ""
-    spread = f" ({min(ratios):.2f} .. {max(ratios):.2f})" if len(ratios) > 1 else ""
-    return f"{statistics.median(ratios):.2f}{spread}"
-
-
-def plot(rows: list[Row]) -> str:
-    """Horizontal bars: processor time and peak of each variant as ratios to the ordinary forward."""
-    bars = []
-    for row in rows:
-        base = same_case(row, rows, ORDINARY) or row
-        label = f"{row.part} {row.pixels} px {row.dtype}, {row.name}"
-        time = statistics.median(row.cpu) / statistics.median(base.cpu) if row.cpu and base.cpu else None
-        peak = row.peak_mb / base.peak_mb if row.peak_mb and base.peak_mb else None
-        if row.name != ORDINARY:
-            bars.append((label, time, peak))
-    height = 22 * len(bars) + 40
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{height}" font-family="sans-serif"'
-        ' font-size="11">',
-        '<rect width="100%" height="100%" fill="white"/>',
-        '<text x="400" y="16" fill="#27639b">processor time</text>',
-        '<text x="500" y="16" fill="#b0561f">peak memory</text>',
-        '<text x="600" y="16">1.0 = ordinary forward</text>',
-    ]
-    for i, (label, time, peak) in enumerate(bars):
-        top = 28 + 22 * i
-        parts.append(f'<text x="390" y="{top + 11}" text-anchor="end">{label}</text>')
-        for value, shift, colour in ((time, 0, "#27639b"), (peak, 9, "#b0561f")):
-            if value is not None:
-                parts.append(f'<rect x="400" y="{top + shift}" width="{200 * value:.0f}" height="8" fill="{colour}"/>')
-                parts.append(
-                    f'<text x="{404 + 200 * value:.0f}" y="{top + shift + 8}" font-size="9">{value:.2f}</text>'
-                )
-    parts.append(f'<line x1="600" x2="600" y1="22" y2="{height}" stroke="#888" stroke-dasharray="3"/></svg>')
-    return "\n".join(parts) + "\n"
+    spread = f" ({min(found):.2f} .. {max(found):.2f})" if len(found) > 1 else ""
+    return f"{statistics.median(found):.2f}{spread}"

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import bench.__main__ as program
 from bench import records
 from bench.pictures import PictureError
+from bench.plot import plot
 from bench.records import Case, Records, Row
 from bench.variants import DEFAULT_VARIANTS, FLOOR, ORDINARY
 
@@ -120,6 +122,26 @@ def test_a_stopped_run_is_kept(tmp_path):
     assert json.loads((tmp_path / "R.json").read_text("utf-8"))["rows"][0]["peak_mb"] == 40.0
     assert found.row(Case("fp32", "decode", 512), "stream").times == [1.0]
     assert found.row(Case("fp32", "decode", 768), "stream").times == []
+
+
+def test_the_plot_shows_the_ratios_of_the_table_with_their_spread_in_order():
+    rows = [
+        Row("encode", 512, "fp32", ORDINARY, [1.0], [1.0], peak_mb=50.0),
+        Row("encode", 512, "fp32", "stream", [0.25], [0.5]),
+        Row("decode", 768, "fp32", "stream", [1.0, 1.0, 1.5], [9.0, 9.0, 9.0], peak_mb=41.0),
+        Row("decode", 768, "fp32", ORDINARY, [2.0, 4.0, 2.0], [1.0, 1.0, 1.0], peak_mb=100.0),
+        Row("decode", 512, "bf16", "stream", peak_mb=None),
+    ]
+    picture = ElementTree.fromstring(plot(rows))
+    tag = "{http://www.w3.org/2000/svg}"
+    words = [text.text for text in picture.iter(f"{tag}text")]
+    assert words[3:] == [
+        "decode, fp32", "768 px, stream", "0.50", "0.41", "encode, fp32", "512 px, stream", "0.25",
+    ]  # fmt: skip
+    widths = [int(bar.get("width")) for bar in picture.iter(f"{tag}rect") if bar.get("width") != "100%"]
+    assert widths == [130, 107, 65]
+    spreads = [int(line.get("x2")) - int(line.get("x1")) for line in picture.iter(f"{tag}line")]
+    assert spreads == [0, 130, 0], "the line at 1.0, from 0.25 to 0.75, one repeat"
 
 
 @pytest.mark.parametrize("size", ["100", "8"])
