@@ -8,8 +8,8 @@
 Times are taken interleaved in one process, so that a busy machine disturbs all variants alike; wall clock and
 processor time are both given: threads that wait spin for a while, which the second counts.  OMP_WAIT_POLICY is left as
 it is in a web UI, unset; PASSIVE costs bands 8 % of wall time.  Peaks are taken in one process each: resident memory
-above what the process with the weights had before.  What was measured is kept in `RESULTS.json`, and
-the next run adds what is missing, unless the machine, torch or the engine changed since.
+above what the process with the weights had before.  What was measured is kept in `RESULTS.json`, and the next run adds
+what is missing, unless the machine, torch or the engine changed since.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from html import escape
 from itertools import groupby
 
-from bench.records import Row, in_order, ratios, same_case
+from bench.records import Row, find, measured
 from bench.variants import ORDINARY
 
 WIDTH, LABELS, UNIT = 860, 330, 260  # pixels: of all, of the words, of the ratio 1.0
@@ -17,7 +17,7 @@ TIME, PEAK, SPREAD = "#27639b", "#b0561f", "#12324f"
 
 def plot(rows: list[Row]) -> str:
     """Bars of time, with the spread as a thin line, and of peak memory beside the ordinary forward's."""
-    shown = in_order(row for row in rows if row.name != ORDINARY and (row.times or row.peak_mb))
+    shown = [row for row in measured(rows) if row.name != ORDINARY]
     body: list[str] = []
     top = TOP
     for (part, dtype), block in groupby(shown, key=lambda row: (row.part, row.dtype)):
@@ -41,15 +41,14 @@ def plot(rows: list[Row]) -> str:
 
 
 def _line(row: Row, rows: list[Row], top: int) -> Iterator[str]:
-    base = same_case(row, rows, ORDINARY)
+    base = find(rows, row.case, ORDINARY)
     yield _text(LABELS - MARGIN, top + 12, f"{row.pixels} px, {row.name}", anchor="end")
-    times = ratios(row.times, base)
+    times, peak = row.ratios(base), row.peak_ratio(base)
     if times:
         yield from _bar(top, statistics.median(times), TIME, max(times))
         low, high = (LABELS + UNIT * value for value in (min(times), max(times)))
         yield f'<line x1="{low:.0f}" x2="{high:.0f}" y1="{top + 4}" y2="{top + 4}" stroke="{SPREAD}" stroke-width="2"/>'
-    if base and base.peak_mb and row.peak_mb:
-        peak = row.peak_mb / base.peak_mb
+    if peak is not None:
         yield from _bar(top + 9, peak, PEAK, peak)
 
 

@@ -51,6 +51,19 @@ class Row:
     peak_mb: float | None = None
     predicted_mb: float | None = None
 
+    @property
+    def case(self) -> Case:
+        return Case(self.dtype, self.part, self.pixels)
+
+    def ratios(self, base: Row | None, clock: str = "times") -> list[float]:
+        """Each repeat beside the same repeat of `base`; a run that was stopped has unequal numbers of them."""
+        others: list[float] = [] if base is None else getattr(base, clock)
+        return [mine / other for mine, other in zip(getattr(self, clock), others, strict=False)]
+
+    def peak_ratio(self, base: Row | None) -> float | None:
+        """Its peak beside that of `base`; None where one was not measured."""
+        return self.peak_mb / base.peak_mb if base and base.peak_mb and self.peak_mb else None
+
 
 @dataclass
 class Records:
@@ -68,32 +81,26 @@ class Records:
 
     def row(self, case: Case, name: str) -> Row:
         """The variant's row, made if it is not there yet."""
-        for row in self.rows:
-            if (row.part, row.pixels, row.dtype, row.name) == (case.part, case.pixels, case.dtype, name):
-                return row
-        self.rows.append(Row(case.part, case.pixels, case.dtype, name))
-        return self.rows[-1]
+        found = find(self.rows, case, name)
+        if found is None:
+            found = Row(case.part, case.pixels, case.dtype, name)
+            self.rows.append(found)
+        return found
 
     def save(self, path: Path) -> None:
         text = {"conditions": self.conditions, "rows": [asdict(row) for row in self.rows]}
         path.write_text(json.dumps({**text, "pictures": [asdict(p) for p in self.pictures]}, indent=1), "utf-8")
 
 
-def in_order(rows: Iterable[Row]) -> list[Row]:
-    """Decoding first, fp32 first, small pictures first; variants stay in their order."""
-    return sorted(rows, key=lambda row: (row.part != "decode", row.dtype != "fp32", row.pixels))
+def find(rows: Iterable[Row], case: Case, name: str) -> Row | None:
+    """A variant of a case, if it is there."""
+    return next((row for row in rows if row.case == case and row.name == name), None)
 
 
-def same_case(row: Row, rows: list[Row], name: str) -> Row | None:
-    """Another variant of the row's case."""
-    wanted = (row.part, row.pixels, row.dtype, name)
-    return next((r for r in rows if (r.part, r.pixels, r.dtype, r.name) == wanted), None)
-
-
-def ratios(values: list[float], base: Row | None, clock: str = "times") -> list[float]:
-    """Each repeat beside the same repeat of `base`; a run that was stopped has unequal numbers of them."""
-    others: list[float] = [] if base is None else getattr(base, clock)
-    return [value / other for value, other in zip(values, others, strict=False)]
+def measured(rows: Iterable[Row]) -> list[Row]:
+    """Rows with numbers: decoding first, fp32 first, small pictures first; variants stay in their order."""
+    found = [row for row in rows if row.times or row.peak_mb]
+    return sorted(found, key=lambda row: (row.part != "decode", row.dtype != "fp32", row.pixels))
 
 
 def load(path: Path, threads: int, is_fresh: bool) -> Records:

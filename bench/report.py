@@ -6,11 +6,12 @@ import math
 import statistics
 from datetime import datetime, timezone
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from bench.pictures import PictureError
 from bench.plot import plot
-from bench.records import Records, Row, in_order, ratios, same_case
+from bench.records import Records, Row, find, measured
 from bench.variants import FLOOR, ORDINARY
 
 
@@ -32,12 +33,13 @@ def markdown(records: Records, picture: str, left_out: list[str]) -> str:
         "mean one to the ordinary forward, relative to the picture's range.",
         "Absolute seconds say little on shared cores. Threads wait as they do in a web UI (OMP_WAIT_POLICY: "
         f"{conditions['waiting']}); where they spin, waiting counts as processor time.",
+        *repeat_lines(records.rows),
+        *prediction_lines(records.rows),
         "",
         f"![ratios]({picture})",
         "",
     ]
-    shown = in_order(row for row in records.rows if row.times or row.peak_mb)
-    for (part, dtype), block in groupby(shown, key=lambda row: (row.part, row.dtype)):
+    for (part, dtype), block in groupby(measured(records.rows), key=lambda row: (row.part, row.dtype)):
         lines += [f"## {part}, {dtype}", ""]
         lines += [
             "| px | variant | time | processor time | of the floor | peak | peak MB | predicted MB | difference |",
@@ -46,6 +48,27 @@ def markdown(records: Records, picture: str, left_out: list[str]) -> str:
         lines += [table_line(row, records.rows) for row in block]
         lines.append("")
     return "\n".join([*lines, *picture_lines(records.pictures), *left_out_lines(left_out)])
+
+
+def repeat_lines(rows: list[Row]) -> list[str]:
+    counts = [len(row.times) for row in rows if row.times]
+    if not counts:
+        return []
+    least, most = min(counts), max(counts)
+    return [f"Repeats: {most}." if least == most else f"Repeats: {least} to {most}."]
+
+
+def prediction_lines(rows: list[Row]) -> list[str]:
+    """How far predictions are from what was seen: the lowest and the highest."""
+    errors = [(row.predicted_mb / row.peak_mb - 1, row) for row in measured(rows) if row.predicted_mb and row.peak_mb]
+    if not errors:
+        return []
+    ends = min(errors, key=itemgetter(0)), max(errors, key=itemgetter(0))
+    said = " to ".join(f"{error:+.0%} ({row.case}, {row.name})" for error, row in ends)
+    return [
+        f"Predictions beside the peaks seen: {said}. Peaks are resident memory, in which what was freed before is used "
+        "again."
+    ]
 
 
 def picture_lines(pictures: list[PictureError]) -> list[str]:
@@ -71,11 +94,13 @@ def left_out_lines(left_out: list[str]) -> list[str]:
 
 
 def table_line(row: Row, rows: list[Row]) -> str:
-    base, floor = same_case(row, rows, ORDINARY), same_case(row, rows, FLOOR)
-    peak = f"{row.peak_mb / base.peak_mb:.2f}" if base and row.peak_mb and base.peak_mb else ""
+    base, floor = find(rows, row.case, ORDINARY), find(rows, row.case, FLOOR)
+    share = row.peak_ratio(base)
     difference = "" if row.difference is None else f"{row.difference:.1e}, mean {row.mean_difference:.1e}"
     cells = [
-        str(row.pixels), row.name, ratio(row.times, base), ratio(row.cpu, base, "cpu"), ratio(row.times, floor), peak,
+        str(row.pixels), row.name,
+        spread(row.ratios(base)), spread(row.ratios(base, "cpu")), spread(row.ratios(floor)),
+        "" if share is None else f"{share:.2f}",
         "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
         "" if row.predicted_mb is None else f"{row.predicted_mb:.0f}",
         difference,
@@ -83,10 +108,9 @@ def table_line(row: Row, rows: list[Row]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def ratio(values: list[float], base: Row | None, clock: str = "times") -> str:
-    """Median of the ratios of each repeat, with the smallest and the largest."""
-    found = ratios(values, base, clock)
-    if not found:
+def spread(ratios: list[float]) -> str:
+    """Median, with the smallest and the largest where there are several."""
+    if not ratios:
         return ""
-    spread = f" ({min(found):.2f} .. {max(found):.2f})" if len(found) > 1 else ""
-    return f"{statistics.median(found):.2f}{spread}"
+    ends = f" ({min(ratios):.2f} .. {max(ratios):.2f})" if len(ratios) > 1 else ""
+    return f"{statistics.median(ratios):.2f}{ends}"

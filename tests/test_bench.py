@@ -13,6 +13,7 @@ from bench import records
 from bench.pictures import PictureError
 from bench.plot import plot
 from bench.records import Case, Records, Row
+from bench.report import write_report
 from bench.variants import DEFAULT_VARIANTS, FLOOR, ORDINARY
 
 
@@ -142,6 +143,20 @@ def test_the_plot_shows_the_ratios_of_the_table_with_their_spread_in_order():
     assert widths == [130, 107, 65]
     spreads = [int(line.get("x2")) - int(line.get("x1")) for line in picture.iter(f"{tag}line")]
     assert spreads == [0, 130, 0], "the line at 1.0, from 0.25 to 0.75, one repeat"
+
+
+def test_the_report_says_how_often_and_how_far_predictions_are_off(tmp_path):
+    rows = [
+        Row("decode", 768, "fp32", ORDINARY, [1.0, 1.0], [1.0, 1.0]),
+        Row("decode", 768, "fp32", "stream", [1.0], [1.0], peak_mb=100.0, predicted_mb=95.0),
+        Row("encode", 512, "bf16", "stream-lean", peak_mb=100.0, predicted_mb=129.0),
+        Row("encode", 512, "bf16", "stream", peak_mb=100.0, predicted_mb=101.0),
+    ]
+    where = {"machine": "m", "torch": "2", "threads": "2", "waiting": "default"}
+    write_report(Records(where, rows), tmp_path / "R.md", [])
+    text = (tmp_path / "R.md").read_text("utf-8")
+    assert "Repeats: 1 to 2." in text
+    assert ": -5% (decode 768 px fp32, stream) to +29% (encode 512 px bf16, stream-lean)." in text
 
 
 @pytest.mark.parametrize("size", ["100", "8"])

@@ -203,11 +203,9 @@ def _open_locked(path: Path) -> FileIO:
                 ) from error
             # a file system without locks, as some network drives: better unlocked than not at all
             _log.info("%s cannot be locked (%s); it is downloaded all the same", path, error)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-        except FileNotFoundError:
-            pass
         file.close()  # the other download finished between opening and locking: its file was moved into place
 
 
