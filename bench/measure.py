@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.records import Case, Records
 from bench.variants import FLOOR, ORDINARY, STREAMED, Subject, clocks, floor_times, plan_for, runner, subject
-from sd_vae_kit.core.cost import MB, predict
+from sd_vae_kit.core.plan.cost import MB, predict
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -80,7 +80,7 @@ def measure_peak(name: str, part: str, pixels: str, dtype: str) -> dict[str, flo
     run()
     answer = {"peak_mb": (status("VmHWM") - before) / 1024}
     if name in STREAMED:
-        cost = predict(it.program, plan_for(name, it.program, it.x.shape, it.x.dtype), it.x.shape)
+        cost = predict(it.graph, plan_for(name, it.graph, it.x.shape, it.x.dtype), it.x.shape)
         answer["predicted_mb"] = cost.peak_bytes / MB
     return answer
 

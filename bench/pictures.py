@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.variants import CPU, plan_for
-from sd_vae_kit.core.autoencoder import AutoencoderKL, split_moments
-from sd_vae_kit.core.layouts import to_diffusers
-from sd_vae_kit.core.program import Program, decoder_program, encoder_program
-from sd_vae_kit.core.streaming import RunStats, run_streamed
+from sd_vae_kit.core.engine.stream import RunStats, run_streamed
+from sd_vae_kit.core.files.key_names import to_diffusers
+from sd_vae_kit.core.graph.from_module import LayerGraph, decoder_graph, encoder_graph
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, split_moments
 from sd_vae_kit.core.vae import build, read_vae
 
 DEMO = Path(__file__).parent.parent / "sd_vae_kit" / "demo"
@@ -71,11 +71,11 @@ def ways(vae: AutoencoderKL, name: str) -> dict[str, Callable[[Tensor], tuple[Te
 def _streamed(vae: AutoencoderKL, image: Tensor, kind: str) -> tuple[Tensor, int]:
     stats = RunStats()
 
-    def run(program: Program, x: Tensor) -> Tensor:
-        return run_streamed(program, x, plan_for(kind, program, x.shape, x.dtype), stats=stats)
+    def run(graph: LayerGraph, x: Tensor) -> Tensor:
+        return run_streamed(graph, x, plan_for(kind, graph, x.shape, x.dtype), stats=stats)
 
-    moments = run(encoder_program(vae), image)
-    return run(decoder_program(vae), split_moments(moments)[0]), stats.bands
+    moments = run(encoder_graph(vae), image)
+    return run(decoder_graph(vae), split_moments(moments)[0]), stats.bands
 
 
 def _diffusers_tiling(name: str) -> Callable[[Tensor], tuple[Tensor, int]]:

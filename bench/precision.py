@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.swap import full_vae
-from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig, ResnetBlock
-from sd_vae_kit.core.memory import stream_plan, whole_plan
-from sd_vae_kit.core.plan import Plan
-from sd_vae_kit.core.precision import Guarded, Policy, run_guarded
-from sd_vae_kit.core.program import decoder_program
-from sd_vae_kit.core.ranges import Needs
+from sd_vae_kit.core.engine.ranges import PrecisionFixes
+from sd_vae_kit.core.graph.from_module import decoder_graph
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig, ResnetBlock
+from sd_vae_kit.core.plan.plan import Plan
+from sd_vae_kit.core.plan.planner import stream_plan, whole_plan
+from sd_vae_kit.core.run.precision import Guarded, Policy, run_guarded
 
 FIRST_LIMIT, NEXT_LIMIT, PEAK_LIMIT = 1.3, 1.05, 1.1  # times plain half precision
 SMALL = NetConfig(ch=64, ch_mult=(1, 2, 4, 4), num_res_blocks=1)
@@ -55,8 +55,10 @@ def overflowing(vae: AutoencoderKL, exponent: int) -> AutoencoderKL:
     return large
 
 
-def guarded(vae: nn.Module, z: Tensor, plan: Plan, needs: Needs | None = None, mode: Policy | None = None) -> Guarded:
-    return run_guarded(decoder_program(vae), z, plan, needs=needs, policy=mode or Policy())
+def guarded(
+    vae: nn.Module, z: Tensor, plan: Plan, needs: PrecisionFixes | None = None, mode: Policy | None = None
+) -> Guarded:
+    return run_guarded(decoder_graph(vae), z, plan, needs=needs, policy=mode or Policy())
 
 
 def a1111(vae: AutoencoderKL, z: Tensor) -> Tensor:

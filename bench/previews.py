@@ -80,10 +80,10 @@ def in_a1111(url: str, rounds: int) -> None:
 
 def alone(rounds: int) -> None:
     """The stand-alone app's jobs, with previews under the default limit and without, in turns."""
-    from sd_vae_kit.adapters.standalone import Folders, StandaloneHost
-    from sd_vae_kit.features.job import Txt2Img
-    from sd_vae_kit.features.preview import Previews
-    from sd_vae_kit.settings import SettingsStore
+    from sd_vae_kit.core.preview_worker import Previews
+    from sd_vae_kit.settings.sections import SettingsStore
+    from sd_vae_kit.standalone.host import Folders, StandaloneHost
+    from sd_vae_kit.standalone.job import Txt2Img
 
     with tempfile.TemporaryDirectory() as data:
         folders = Folders(Path(data))

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig
-from sd_vae_kit.core.latent_format import FORMATS
-from sd_vae_kit.features.swap import Swapper
-from sd_vae_kit.host import Checkpoint, Level
-from sd_vae_kit.library import Folder, Library
-from sd_vae_kit.settings import Settings, with_values
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig
+from sd_vae_kit.core.networks.latent_format import FORMATS
+from sd_vae_kit.settings.sections import Settings, with_values
+from sd_vae_kit.vaes.host_protocol import Checkpoint, Level
+from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.swap import Swapper
 
 
 class BenchHost:

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sd_vae_kit import pictures
 from sd_vae_kit.core.vae import load_vae
+from sd_vae_kit.pictures import picture_file as pictures
 
 NAMES = ("taesd", "taesdxl", "taesd3", "taef1")
 PHOTOGRAPHS = Path(__file__).parent.parent / "sd_vae_kit" / "demo" / "photographs"

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sd_vae_kit.core import memory
-from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
-from sd_vae_kit.core.cost import predict
-from sd_vae_kit.core.program import AttentionStep, Program, decoder_program, encoder_program
-from sd_vae_kit.core.streaming import Plan, run_streamed
+from sd_vae_kit.core.engine.stream import Plan, run_streamed
+from sd_vae_kit.core.graph.from_module import AttentionStep, LayerGraph, decoder_graph, encoder_graph
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
+from sd_vae_kit.core.plan import planner
+from sd_vae_kit.core.plan.cost import predict
 
 CPU = torch.device("cpu")
 ORDINARY = "ordinary, NCHW"
@@ -34,8 +34,8 @@ class Subject:
     x: Tensor
 
     @property
-    def program(self) -> Program:
-        return decoder_program(self.vae) if self.part == "decode" else encoder_program(self.vae)
+    def graph(self) -> LayerGraph:
+        return decoder_graph(self.vae) if self.part == "decode" else encoder_graph(self.vae)
 
     def ordinary(self) -> Tensor:
         return self.vae.decode(self.x) if self.part == "decode" else self.vae.encode(self.x)
@@ -68,28 +68,28 @@ def runner(name: str, it: Subject) -> Callable[[], Tensor]:
         )
         return other.ordinary
     if name in STREAMED:
-        plan = plan_for(name, it.program, it.x.shape, it.x.dtype)
-        return lambda: run_streamed(it.program, it.x, plan)
+        plan = plan_for(name, it.graph, it.x.shape, it.x.dtype)
+        return lambda: run_streamed(it.graph, it.x, plan)
     if name == "diffusers tiling":
         return _diffusers_tiling(it)
     raise ValueError(name)
 
 
-def plan_for(kind: str, program: Program, shape: Sequence[int], dtype: torch.dtype) -> Plan:
+def plan_for(kind: str, graph: LayerGraph, shape: Sequence[int], dtype: torch.dtype) -> Plan:
     """The plan of this name as it is chosen for a user's picture."""
     if kind == "stream-lean":
-        return memory.lean_plan(program, shape, CPU, dtype)
-    return next(plan for plan in memory.ladder(program, shape, dtype, CPU, 0) if plan.kind == kind)
+        return planner.lean_plan(graph, shape, CPU, dtype)
+    return next(plan for plan in planner.ladder(graph, shape, dtype, CPU, 0) if plan.kind == kind)
 
 
 def arithmetic(part: str, pixels: int) -> float:
     """Multiplications of the ordinary forward."""
     with torch.device("meta"):
         vae = AutoencoderKL(KlConfig())
-    program, shape = decoder_program(vae), (1, 4, pixels // 8, pixels // 8)
+    graph, shape = decoder_graph(vae), (1, 4, pixels // 8, pixels // 8)
     if part == "encode":
-        program, shape = encoder_program(vae), (1, 3, pixels, pixels)
-    return predict(program, memory.whole_plan(CPU, torch.float32), shape).macs
+        graph, shape = encoder_graph(vae), (1, 3, pixels, pixels)
+    return predict(graph, planner.whole_plan(CPU, torch.float32), shape).macs
 
 
 def _diffusers_tiling(it: Subject) -> Callable[[], Tensor]:
@@ -117,10 +117,10 @@ def clocks() -> tuple[float, float]:
 
 def floor_times(it: Subject) -> tuple[float, float]:
     """Wall and processor seconds of the convolutions and the attention alone, each on a ready channels_last input."""
-    program, dtype = it.program, it.x.dtype
-    shapes = program.shapes((it.x.shape[2], it.x.shape[3]))
+    graph, dtype = it.graph, it.x.dtype
+    shapes = graph.shapes((it.x.shape[2], it.x.shape[3]))
     wall = processor = 0.0
-    for i, step in enumerate(program.steps):
+    for i, step in enumerate(graph.steps):
         if isinstance(step, AttentionStep):
             start = _attention_input(shapes[i + 1], dtype)
             before = clocks()

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     if first in ("-h", "--help"):
         return show_help()
     if first == "app" or (first.startswith("-") and first != "--version"):
-        from sd_vae_kit import app
+        from sd_vae_kit.standalone import app
 
         return app.main(argv[1:] if first == "app" else argv)
     from sd_vae_kit.cli.program import run
@@ -24,8 +24,8 @@ def main(argv: list[str]) -> int:
 
 def show_help() -> int:
     """The commands, then the app's options."""
-    from sd_vae_kit import app
     from sd_vae_kit.cli.program import run
+    from sd_vae_kit.standalone import app
 
     run(["--help"])
     print("\nThe app:\n", flush=True)

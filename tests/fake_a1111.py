@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from vae_files import kl_config, kl_state, randomised, write
 
-from sd_vae_kit.core.autoencoder import AutoencoderKL
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL
 
 CALLBACKS = ("script_unloaded", "before_ui", "ui_settings", "ui_tabs", "model_loaded", "infotext_pasted", "app_started")
 
@@ -456,7 +456,7 @@ class FakeA1111:
 def installed(fake: FakeA1111, monkeypatch: Any) -> Iterator[FakeA1111]:
     """Put the modules into sys.modules, this package's host layers afresh beside them, and take both away again."""
     for name in list(sys.modules):
-        if name.startswith(("sd_vae_kit.adapters", "sd_vae_kit.webui")):
+        if name.startswith(("sd_vae_kit.hosts", "sd_vae_kit.webui")):
             monkeypatch.delitem(sys.modules, name)
     for name, module in fake.modules.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -464,5 +464,5 @@ def installed(fake: FakeA1111, monkeypatch: Any) -> Iterator[FakeA1111]:
     host = getattr(fake.shared, "vae_kit_host", None)
     if host is not None:
         host.remove()  # the classes of the fake's VAEs are those of this package
-    for name in [n for n in sys.modules if n.startswith(("sd_vae_kit.adapters", "sd_vae_kit.webui"))]:
+    for name in [n for n in sys.modules if n.startswith(("sd_vae_kit.hosts", "sd_vae_kit.webui"))]:
         del sys.modules[name]

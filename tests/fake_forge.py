@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from vae_files import kl_config, randomised
 
-from sd_vae_kit.core.autoencoder import AutoencoderKL
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL
 
 
 class FakeInitialModel:

@@ -14,47 +14,56 @@ TORCH = {"torch", "safetensors"}
 HOST = {"modules", "modules_forge", "backend", "ldm_patched", "launch"}
 NEVER = {"ldm", "sgm"}  # the host's own copies differ from host to host; its modules are reached through sd_model
 
-BASE = {"errors", "settings"}
-NO_HOST = {"settings_store", "core", "library_cache", "library", "catalogue", "download", "pictures", "infotext"}
-FILES = BASE | NO_HOST | {"latent_file"}
-BELOW_UI = FILES | {"host", "features", "demo"}
-PAGES = BELOW_UI | {"api", "adapters", "ui", "catalogue_service"}
+BASE = {"errors", "wording", "settings", "state"}
+NUMBERS = {"core.networks", "core.graph", "core.plan"}  # of a network, of a run: no activations
+CORE = {"core.networks", "core.files", "core.graph", "core.plan", "core.engine", "core.run", "core"}
+VAES = BASE | CORE | {"vaes", "download", "pictures"}
 
-MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {  # layer: (own layers below it, third-party packages)
+# room: (own rooms below it, third-party packages); "core" is the files of core/ that lie in none of its rooms
+MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
-    "settings": ({"errors"}, set()),
-    "settings_store": (BASE, set()),
-    "infotext": ({"errors"}, set()),
-    "core": (BASE, TORCH | {"psutil"}),  # psutil where a host ships it: the last resort for the size of free memory
-    "pictures": ({"errors", "infotext"}, {"PIL", "numpy", "torch"}),
-    "library_cache": ({"errors", "core"}, set()),
-    "library": (BASE | {"core", "library_cache"}, TORCH),
-    "latent_file": (BASE | {"core"}, TORCH),
-    "catalogue": (BASE | {"core"}, set()),
+    "wording": (set(), set()),
+    "state": ({"errors"}, set()),
+    "settings": ({"errors", "state"}, set()),
+    "core.networks": ({"errors"}, TORCH),
+    "core.files": (BASE | {"core.networks"}, TORCH),
+    "core.graph": ({"errors"}, {"torch"}),
+    "core.plan": ({"errors", "core.graph"}, {"torch", "psutil"}),  # psutil: the last resort for the size of free memory
+    "core.engine": ({"errors", "core.graph", "core.plan"}, {"torch"}),
+    "core.run": (BASE | {"core.graph", "core.plan", "core.engine"}, {"torch"}),
+    "core": (BASE | CORE - {"core"}, TORCH),
+    "pictures": ({"errors"}, {"PIL", "numpy", "torch"}),
     "download": (BASE, {"requests"}),
-    "host": (BASE | {"core"}, {"torch"}),
-    "demo": (BASE | {"core", "pictures"}, TORCH | {"PIL", "numpy"}),
-    "features": (FILES | {"host"}, {"torch", "numpy", "PIL"}),
-    "adapters": (BELOW_UI, TORCH | {"numpy", "PIL", "diffusers"} | HOST),
-    "ui": (BASE | {"library", "catalogue", "host", "features", "pictures", "infotext"}, {"gradio", "PIL", "numpy"}),
-    "catalogue_service": (BASE | {"core", "library", "catalogue", "host", "features", "ui"}, set()),
-    "api": (FILES | {"host", "features"}, TORCH | {"fastapi", "pydantic"}),
-    "webui": (
-        BELOW_UI | {"api", "adapters", "ui", "catalogue_service"},
-        HOST | {"gradio", "torch", "fastapi", "pydantic", "PIL"},
+    "vaes": (BASE | CORE | {"download", "pictures"}, TORCH | {"numpy", "PIL"}),
+    "hosts": (VAES, TORCH | {"numpy", "PIL", "diffusers"} | HOST),
+    "web": (VAES, TORCH | {"fastapi", "pydantic"}),
+    "ui": (BASE | {"vaes", "pictures", "web"}, {"gradio", "PIL", "numpy"}),
+    "webui": (VAES | {"hosts", "web", "ui"}, HOST | {"gradio", "torch", "fastapi", "pydantic", "PIL"}),
+    "standalone.demo": (set(), set()),
+    "standalone.job": (BASE | {"vaes"}, set()),
+    "standalone.pages": (BASE | {"vaes", "pictures", "web", "ui", "standalone.job"}, {"gradio", "PIL", "numpy"}),
+    "standalone": (
+        VAES | {"web", "ui", "standalone.demo", "standalone.job", "standalone.pages"},
+        TORCH | {"gradio", "platformdirs", "PIL", "numpy"},
     ),
-    "app": (BELOW_UI | {"api", "adapters", "ui", "catalogue_service"}, {"gradio", "platformdirs", "PIL"}),
-    "cli": (FILES | {"host", "features"}, TORCH | {"PIL", "numpy", "tqdm", "platformdirs"}),
+    "cli": (VAES | {"standalone.demo"}, TORCH | {"PIL", "numpy", "tqdm", "platformdirs"}),
     "__init__": (set(), set()),
-    "__main__": ({"errors", "cli", "app"}, set()),
+    "__main__": ({"errors", "cli", "standalone"}, set()),
 }
-
 IMPORTERS = {"import_module", "__import__", "find_spec"}
 COMPUTED = "<a name computed at run time>"
 
 
 def layer_of(path: Path) -> str:
-    return path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
+    """The room of a file: "core.engine" for core/engine/stream.py, "core" for core/vae.py."""
+    return room_of(".".join(path.relative_to(ROOT / PACKAGE).with_suffix("").parts))
+
+
+def room_of(module: str) -> str:
+    """The innermost room that a dotted name lies in."""
+    parts = module.removesuffix(".__init__").split(".")
+    names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((name for name in names if name in MAY_IMPORT), parts[0])
 
 
 def called_name(node: ast.Call) -> str:
@@ -84,8 +93,8 @@ def imported_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"line {node.lineno}: write imports in full"
-            if node.module == PACKAGE:
-                yield from ((f"{PACKAGE}.{alias.name}", node.lineno) for alias in node.names)
+            if (node.module or "").split(".")[0] == PACKAGE:  # what is imported may be a room of its own
+                yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
             else:
                 yield node.module or "", node.lineno
         elif isinstance(node, ast.Call) and called_name(node) in importers:
@@ -102,7 +111,7 @@ def is_allowed(name: str, layer: str) -> bool:
     if name == COMPUTED:
         return bool(third_party & HOST)
     if top == PACKAGE:
-        return (rest.split(".")[0] or layer) in own | {layer, "__version__"}
+        return (room_of(rest) if rest else layer) in own | {layer, "__version__"}
     return top in third_party or (top in sys.stdlib_module_names and top not in NEVER)
 
 
@@ -143,13 +152,18 @@ def test_the_table_has_no_cycle():
             assert layer not in below, f"{layer} reaches itself"
 
 
-def test_the_modules_of_core_have_no_cycle_among_them():
-    files = {f"{PACKAGE}.core.{path.stem}": path for path in MODULES if layer_of(path) == "core"}
-    assert len(files) > 20
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    files = {module_name(path): path for path in MODULES}
+    assert len(files) > 100
     waiting = {}
     for name, path in files.items():
-        imported = {target for target, _ in imported_names(ast.parse(path.read_text("utf-8")))}
-        waiting[name] = imported & files.keys()
+        targets = {target for target, _ in imported_names(ast.parse(path.read_text("utf-8")))}
+        targets |= {target.rpartition(".")[0] for target in targets}  # what is imported may be a name of the module
+        waiting[name] = targets & files.keys() - {name}
     while waiting:
         ready = {name for name, below in waiting.items() if not below & waiting.keys()}
         assert ready, f"a cycle among {sorted(waiting)}"
@@ -158,8 +172,13 @@ def test_the_modules_of_core_have_no_cycle_among_them():
 
 def test_only_host_layers_may_import_a_host_and_only_ui_layers_gradio():
     third_party = {layer: packages for layer, (_, packages) in MAY_IMPORT.items()}
-    assert {layer for layer, packages in third_party.items() if packages & HOST} == {"adapters", "webui"}
-    assert {layer for layer, packages in third_party.items() if "gradio" in packages} == {"ui", "webui", "app"}
+    assert {layer for layer, packages in third_party.items() if packages & HOST} == {"hosts", "webui"}
+    assert {layer for layer, packages in third_party.items() if "gradio" in packages} == {
+        "ui",
+        "webui",
+        "standalone.pages",
+        "standalone",
+    }
     assert not any(packages & NEVER for packages in third_party.values())
     assert "torch" not in third_party["ui"]
 
@@ -170,23 +189,27 @@ def test_only_host_layers_may_import_a_host_and_only_ui_layers_gradio():
         ("core", "from modules import shared"),
         ("core", "def f():\n    import modules.shared"),
         ("core", "import gradio"),
-        ("core", "from sd_vae_kit import library"),
-        ("core", "from sd_vae_kit.adapters.patch import patch"),
+        ("core", "from sd_vae_kit.vaes import library"),
+        ("core.files", "from sd_vae_kit.core.graph import nodes"),
+        ("core.plan", "from sd_vae_kit.core.engine.stream import run_streamed"),
+        ("core.graph", "from sd_vae_kit.core import vae"),
+        ("cli", "from sd_vae_kit.standalone import host"),
+        ("core", "from sd_vae_kit.hosts.patch import patch"),
         ("core", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy"),
-        ("features", "import importlib\nimportlib.import_module('modules.shared')"),
-        ("features", "from importlib import import_module as load\nload('modules_forge')"),
-        ("features", "import importlib\nname = 'modules'\nimportlib.import_module(name + '.shared')"),
-        ("features", "__import__('backend')"),
-        ("features", "import sys\nsys.modules['modules']"),
-        ("features", "import sys\nsys.modules.get('modules.shared')"),
-        ("features", "NAME = 'modules.shared'"),
-        ("features", "exec('import ' + 'modules')"),
-        ("adapters", "import sgm"),
+        ("vaes", "import importlib\nimportlib.import_module('modules.shared')"),
+        ("vaes", "from importlib import import_module as load\nload('modules_forge')"),
+        ("vaes", "import importlib\nname = 'modules'\nimportlib.import_module(name + '.shared')"),
+        ("vaes", "__import__('backend')"),
+        ("vaes", "import sys\nsys.modules['modules']"),
+        ("vaes", "import sys\nsys.modules.get('modules.shared')"),
+        ("vaes", "NAME = 'modules.shared'"),
+        ("vaes", "exec('import ' + 'modules')"),
+        ("hosts", "import sgm"),
         ("webui", "from ldm.models import autoencoder"),
         ("ui", "import torch"),
         ("cli", "def start():\n    import gradio"),
         ("errors", "import torch"),
-        ("infotext", "import numpy"),
+        ("web", "import numpy"),
         ("__init__", "import torch"),
     ],
 )
@@ -199,12 +222,12 @@ def test_a_forbidden_import_is_found(layer, source):
     [
         (
             "core",
-            "import math\nimport torch\nfrom sd_vae_kit.core import taesd\nfrom sd_vae_kit.errors import VaeKitError",
+            "import torch\nfrom sd_vae_kit.core.networks import taesd\nfrom sd_vae_kit.errors import NanError",
         ),
         ("core", "import sd_vae_kit.errors\nfrom sd_vae_kit import __version__"),
-        ("adapters", "from importlib.util import find_spec\nfind_spec('modules_forge')\nfrom modules import shared"),
-        ("features", "import importlib.resources\nimportlib.resources.files('sd_vae_kit.demo')"),
-        ("features", "'''The host keeps it in modules.shared.'''"),
+        ("hosts", "from importlib.util import find_spec\nfind_spec('modules_forge')\nfrom modules import shared"),
+        ("vaes", "import importlib.resources\nimportlib.resources.files('sd_vae_kit.standalone.demo')"),
+        ("vaes", "'''The host keeps it in modules.shared.'''"),
     ],
 )
 def test_an_allowed_import_is_not_complained_about(layer, source):

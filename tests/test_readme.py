@@ -6,8 +6,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from sd_vae_kit.adapters.repairs import repair_specs
-from sd_vae_kit.settings import SECTION_TITLES, Spec, specs
+from sd_vae_kit.settings.repairs import repair_specs
+from sd_vae_kit.settings.sections import SECTION_TITLES, Spec, specs
 from sd_vae_kit.webui.job_settings import job_specs
 
 README = (ROOT / "README.md").read_text("utf-8")

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig, ResnetBlock
-from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig, ResnetBlock
+from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sd_vae_kit import pictures
 from sd_vae_kit.core.preview import fit_linear, linear_rgb
 from sd_vae_kit.core.vae import Vae, load_vae
+from sd_vae_kit.pictures import picture_file as pictures
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 PHOTOGRAPHS = Path(__file__).parent.parent / "sd_vae_kit" / "demo" / "photographs"

@@ -1,4 +1,4 @@
-"""Make core/family_probe.safetensors and features/family_marks.json from the real TAESD weights.
+"""Make core/family_probe.safetensors and vaes/family_marks.json from the real TAESD weights.
 
     python tools/make_family_probe.py FOLDER_WITH_TAESD_SAFETENSORS
 
@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 from sd_vae_kit.core.family import PROBE
-from sd_vae_kit.core.identity import fingerprint, sketch
+from sd_vae_kit.core.files.identity import fingerprint, weight_sketch
 from sd_vae_kit.core.vae import load_vae, read_vae
 
 FILES = {"sd1": "taesd", "sdxl": "taesdxl", "sd3": "taesd3", "flux": "taef1"}
-MARKS = PROBE.parent.parent / "features" / "family_marks.json"
+MARKS = PROBE.parent.parent / "vaes" / "family_marks.json"
 HEIGHT, WIDTH, SEED = 64, 96, 3
 
 
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
         tensors[family] = encoder.encode(image).to(torch.float16)
         for half in ("encoder", "decoder"):
             state = read_vae(folder / f"{stem}_{half}.safetensors").state
-            values = sketch(state)
+            values = weight_sketch(state)
             packed = base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()
             mark = {"name": f"{stem} {half}", "family": family, "fingerprint": fingerprint(state), "sketch": packed}
             marks.append(mark)

@@ -39,7 +39,7 @@ class Row:
 
     label: str
     python: Path
-    tests: str
+    tests: tuple[str, ...]
     environ: dict[str, str]
 
 
@@ -70,7 +70,7 @@ def gradio_rows() -> Iterator[Row]:
         pip = (python_of(folder), "-I", "-m", "pip", "install", "-q", "--disable-pip-version-check", *requirements)
         if not once(folder, requirements, (sys.executable, "-m", "venv", "--clear", folder), pip):
             raise SystemExit(f"The environment for {label} could not be made; the reason is above.")
-        yield Row(label, python_of(folder), "tests/ui", dict(os.environ))
+        yield Row(label, python_of(folder), ("tests/ui", "tests/standalone/pages"), dict(os.environ))
 
 
 def host_rows() -> Iterator[Row]:
@@ -84,16 +84,16 @@ def host_rows() -> Iterator[Row]:
         if not once(folder, (str(python), *TEST_TOOLS), pip):
             raise SystemExit(f"pytest for {label} could not be fetched; the reason is above.")
         environ = {**os.environ, "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
-        yield Row(f"{label}'s own environment", python, "tests/core", environ)
+        yield Row(f"{label}'s own environment", python, ("tests/core",), environ)
 
 
 def main(arguments: list[str]) -> int:
     failed = []
     for row in (*gradio_rows(), *host_rows()):
-        print(f"\n{row.label}: {row.tests}", flush=True)
+        print(f"\n{row.label}: {' '.join(row.tests)}", flush=True)
         # old libraries warn about each other; our own warnings are errors in the ordinary run
         pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", "--disable-warnings")
-        if run(row.python, *pytest, row.tests, *arguments, environ=row.environ):
+        if run(row.python, *pytest, *row.tests, *arguments, environ=row.environ):
             failed.append(row.label)
     print(f"\nFailed on: {', '.join(failed)}" if failed else "\nAll rows passed.", flush=True)
     return bool(failed)

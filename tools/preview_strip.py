@@ -17,19 +17,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sd_vae_kit import app
-from sd_vae_kit.adapters.standalone import Folders
-from sd_vae_kit.adapters.standalone_jobs import Progress
-from sd_vae_kit.app.program import StandaloneProgram
-from sd_vae_kit.features.job import Txt2Img
-from sd_vae_kit.pictures import Pixels
+from sd_vae_kit.pictures.picture_file import Pixels
+from sd_vae_kit.standalone import app
+from sd_vae_kit.standalone.backend import StandaloneBackend
+from sd_vae_kit.standalone.host import Folders
+from sd_vae_kit.standalone.job import Txt2Img
+from sd_vae_kit.standalone.jobs import Progress
 
 STEPS, SHOWN = 20, (1, 4, 8, 14, 20)
 SIDE, TILE, LINE = 384, 138, 18
 PATIENCE = 20.0  # seconds that a step lasts at most, until its preview is there
 
 
-def previews_of(program: StandaloneProgram, method: str) -> tuple[dict[int, Pixels], Pixels]:
+def previews_of(program: StandaloneBackend, method: str) -> tuple[dict[int, Pixels], Pixels]:
     """The preview of every step, and the picture."""
     previews: dict[int, Pixels] = {}
 

@@ -40,9 +40,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
-from sd_vae_kit.core.latent_format import FORMATS
-from sd_vae_kit.core.taesd import tiny_decoder, tiny_encoder
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
+from sd_vae_kit.core.networks.latent_format import FORMATS
+from sd_vae_kit.core.networks.taesd import tiny_decoder, tiny_encoder
 
 FAMILY = FORMATS["sd1"]
 # 64 channels: two per group, so that the last norm can carry brightness.  Both looks have the same shape, as all VAEs

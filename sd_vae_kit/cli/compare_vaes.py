@@ -14,8 +14,7 @@ from sd_vae_kit.cli.targets import check_target
 from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_library, ready
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import OptionError
-from sd_vae_kit.library import Library
-from sd_vae_kit.pictures import (
+from sd_vae_kit.pictures.picture_file import (
     Picture,
     Pixels,
     crop,
@@ -26,7 +25,8 @@ from sd_vae_kit.pictures import (
     to_image,
     to_pixels,
 )
-from sd_vae_kit.settings import TilingSettings
+from sd_vae_kit.settings.sections import TilingSettings
+from sd_vae_kit.vaes.library import Library
 
 
 def run(options: argparse.Namespace) -> Outcome:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sd_vae_kit.pictures import Pixels
+from sd_vae_kit.pictures.picture_file import Pixels
 
 GAIN = 8  # one level of difference becomes eight: just visible
 MAX_SHEET = 2**26  # pixels; a larger sheet is shrunk, which viewers and browsers would do anyway

@@ -8,17 +8,17 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 
-import sd_vae_kit
 from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.cli.targets import check_safetensors_target
 from sd_vae_kit.cli.vae_choice import choose, open_library
-from sd_vae_kit.core.convert import convert, save
+from sd_vae_kit.core.convert import convert
+from sd_vae_kit.core.files.safetensors_file import save
 from sd_vae_kit.core.fp16_safe import Safe, make_fp16_safe
 from sd_vae_kit.core.vae import VaeWeights
 from sd_vae_kit.errors import OptionError
-from sd_vae_kit.pictures import open_picture, to_image
+from sd_vae_kit.pictures.picture_file import open_picture, to_image
+from sd_vae_kit.standalone import demo
 
-SAMPLES = Path(sd_vae_kit.__file__).parent / "demo" / "photographs"
 SAMPLE_SIDE = 256  # pixels: how large values become does not depend on the size
 
 
@@ -68,7 +68,7 @@ def _made_safe(weights: VaeWeights, dtype: str | None, *, label: str) -> Safe:
 
 def sample_images() -> list[Tensor]:
     """The demo's photographs, (1, 3, 256, 256) each, in [-1, 1]."""
-    files = sorted(SAMPLES.glob("*.jpg"))
+    files = sorted(demo.PHOTOGRAPHS.glob("*.jpg"))
     images = (to_image(open_picture(path)) for path in files)
     size = (SAMPLE_SIDE, SAMPLE_SIDE)
     return [F.interpolate(image, size, mode="bilinear", antialias=True).clamp(-1.0, 1.0) for image in images]
@@ -77,6 +77,6 @@ def sample_images() -> list[Tensor]:
 def _said(safe: Safe) -> str:
     what = f"{len(safe.folded)} factors folded in" if safe.folded else "it was safe already, no weight was changed"
     return (
-        f"{what}; on {len(list(SAMPLES.glob('*.jpg')))} photographs the largest value inside is "
+        f"{what}; on {len(list(demo.PHOTOGRAPHS.glob('*.jpg')))} photographs the largest value inside is "
         f"{safe.largest_after:.0f} (fp16 ends at 65504), the result off by {safe.error:.4f} (RMS in [-1, 1])"
     )

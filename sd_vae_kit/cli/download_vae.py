@@ -9,14 +9,14 @@ from pathlib import Path
 import platformdirs
 from tqdm import tqdm
 
-from sd_vae_kit.catalogue import Catalogue, KnownVae, with_own_entries
 from sd_vae_kit.cli.outcome import Outcome
-from sd_vae_kit.core.latent_format import FORMATS
+from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.download import Progress
 from sd_vae_kit.download.part_file import file_sha256
 from sd_vae_kit.errors import OptionError
-from sd_vae_kit.features.install import install
-from sd_vae_kit.settings_store import SettingsStore
+from sd_vae_kit.settings.store import SettingsStore
+from sd_vae_kit.vaes.catalogue import Catalogue, KnownVae, with_own_entries
+from sd_vae_kit.vaes.install import install
 
 
 def run(options: argparse.Namespace) -> Outcome:

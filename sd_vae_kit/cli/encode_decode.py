@@ -12,13 +12,21 @@ from sd_vae_kit.cli.network_run import Report, run_network, tiling_of
 from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.cli.targets import check_safetensors_target, check_target
 from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_library, open_needs, ready
-from sd_vae_kit.core.detect import fitting_families
-from sd_vae_kit.core.latent_format import FORMATS, family_label, split_family
+from sd_vae_kit.core.files.detect import fitting_families
+from sd_vae_kit.core.files.latent_file import LatentFile, read_latent, write_latent
+from sd_vae_kit.core.networks.latent_format import FORMATS, family_label, split_family
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import LatentFileError, OptionError
-from sd_vae_kit.infotext import build
-from sd_vae_kit.latent_file import LatentFile, read_latent, write_latent
-from sd_vae_kit.pictures import crop, kind_by_name, open_picture, reflect_pad, save_picture, to_image, to_pixels
+from sd_vae_kit.pictures.infotext import build
+from sd_vae_kit.pictures.picture_file import (
+    crop,
+    kind_by_name,
+    open_picture,
+    reflect_pad,
+    save_picture,
+    to_image,
+    to_pixels,
+)
 
 
 def run_encode(options: argparse.Namespace) -> Outcome:

@@ -6,7 +6,7 @@ import argparse
 
 from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.cli.vae_choice import open_needs
-from sd_vae_kit.core.needs_file import forgotten_line
+from sd_vae_kit.core.run.precision_fixes_file import forgotten_line
 
 
 def run(options: argparse.Namespace) -> Outcome:

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from sd_vae_kit.cli.measurement import Measured, measure
 from sd_vae_kit.cli.vae_choice import Chosen
-from sd_vae_kit.core.checkpoint import dtype_name
-from sd_vae_kit.core.ladder import is_out_of_memory
-from sd_vae_kit.core.needs_file import NeedsFile
-from sd_vae_kit.core.plan import OnStep
+from sd_vae_kit.core.files.checkpoint import dtype_name
+from sd_vae_kit.core.plan.plan import OnStep
+from sd_vae_kit.core.run.oom_retry import is_out_of_memory
+from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
+from sd_vae_kit.core.run.precision_policy import Precision
+from sd_vae_kit.core.run.runner import RunReport, VaeRunner
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import NanError, NoMemoryError, OptionError, StepAsideError
-from sd_vae_kit.features.precision import Precision
-from sd_vae_kit.features.tiling import RunReport, VaeRunner
-from sd_vae_kit.settings import BUDGET_MAX_MB, TILING_MODES, TilingSettings
+from sd_vae_kit.settings.sections import BUDGET_MAX_MB, TILING_MODES, TilingSettings
 
 SECONDS_WITHOUT_PROGRESS = 1.0
 
@@ -77,7 +77,7 @@ def run_network(
     vae: Vae,
     chosen: Chosen,
     tiling: TilingSettings,
-    needs: NeedsFile | None = None,
+    needs: PrecisionFixesFile | None = None,
     *,
     quiet: bool = False,
 ) -> tuple[Tensor, Report]:

@@ -10,12 +10,12 @@ import torch
 from sd_vae_kit.cli.network_run import tiling_of
 from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.cli.vae_choice import best_device, open_library, read, to_dtype
-from sd_vae_kit.core.checkpoint import dtype_name
+from sd_vae_kit.core.files.checkpoint import dtype_name
+from sd_vae_kit.core.run.runner import Part, graph_of, most_bands, planned
+from sd_vae_kit.core.run.sentence import plain, sentence, stepped_aside
 from sd_vae_kit.core.vae import build, compute_dtype
 from sd_vae_kit.errors import OptionError, StepAsideError
-from sd_vae_kit.features.tiling import Part, most_bands, planned, program_of
-from sd_vae_kit.features.tiling_sentence import plain, sentence, stepped_aside
-from sd_vae_kit.settings import TilingSettings
+from sd_vae_kit.settings.sections import TilingSettings
 
 LARGEST_SIDE = 65536
 
@@ -50,8 +50,8 @@ def _facts(
 ) -> dict[str, object]:  # fmt: skip
     """One half's prediction.  A network that cannot be planned has no numbers, and says why."""
     try:
-        program = program_of(module, part)
-        plan, report = planned(program, shape, dtype, device, tiling)
+        graph = graph_of(module, part)
+        plan, report = planned(graph, shape, dtype, device, tiling)
     except StepAsideError as error:
         said = plain(stepped_aside(str(error)))
         return {"plan": "whole", "bands": 1, "predicted_mb": None, "sentence": said, "warnings": [said]}
@@ -60,7 +60,7 @@ def _facts(
         warnings.append(f"nothing fits into {report.budget_mb} MiB; the smallest plan would be run")
     return {
         "plan": report.kind,
-        "bands": most_bands(program, plan, shape),
+        "bands": most_bands(graph, plan, shape),
         "predicted_mb": report.predicted_mb,
         "whole_mb": report.whole_mb,
         "free_mb": report.free_mb,

@@ -10,15 +10,15 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from sd_vae_kit.catalogue import catalogue
-from sd_vae_kit.core.needs_file import NeedsFile
+from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
+from sd_vae_kit.core.run.precision_policy import FILE_NAME
 from sd_vae_kit.core.vae import Vae, VaeWeights, make_vae
 from sd_vae_kit.errors import OptionError, VaeNotFoundError
-from sd_vae_kit.features.precision import FILE_NAME
-from sd_vae_kit.library import Entry, Folder, Library, Progress
+from sd_vae_kit.standalone import demo
+from sd_vae_kit.vaes.catalogue import catalogue
+from sd_vae_kit.vaes.library import Entry, Folder, Library, Progress
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 LARGE = 2**30  # bytes from which a hash takes long enough to show progress
 
 
@@ -49,14 +49,14 @@ def open_library(options: argparse.Namespace) -> Library:
         if not Path(name).is_dir():
             raise OptionError(f"--vae-dir {name} is not a folder.")
     data = Path(options.data_dir or platformdirs.user_data_dir("vae-kit", appauthor=False)).expanduser()
-    folders = (*map(Path, options.vae_dir), data / "models" / "VAE", data / "models" / "VAE-taesd", DEMO_FOLDER)
+    folders = (*map(Path, options.vae_dir), data / "models" / "VAE", data / "models" / "VAE-taesd", demo.FOLDER)
     return Library([Folder(folder) for folder in folders], data / "cache" / "library.json")
 
 
-def open_needs(options: argparse.Namespace) -> NeedsFile:
+def open_needs(options: argparse.Namespace) -> PrecisionFixesFile:
     """What VAEs needed to stay finite in half precision, kept beside the hashes."""
     data = Path(options.data_dir or platformdirs.user_data_dir("vae-kit", appauthor=False)).expanduser()
-    return NeedsFile(data / "cache" / FILE_NAME)
+    return PrecisionFixesFile(data / "cache" / FILE_NAME)
 
 
 def choose(library: Library, name: str, *, quiet: bool) -> Chosen:

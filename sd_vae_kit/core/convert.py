@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
-from uuid import uuid4
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sd_vae_kit.core import layouts
-from sd_vae_kit.core.autoencoder import KlConfig
-from sd_vae_kit.core.checkpoint import DTYPES
+from sd_vae_kit.core.files import key_names as layouts
+from sd_vae_kit.core.files.checkpoint import DTYPES
+from sd_vae_kit.core.networks.autoencoder import KlConfig
 from sd_vae_kit.core.vae import VaeWeights
-from sd_vae_kit.errors import OptionError, VaeKitError
+from sd_vae_kit.errors import OptionError
 
 LAYOUTS = ("ldm", "diffusers")
 TARGET_DTYPES = ("fp16", "bf16", "fp32")
@@ -68,24 +62,3 @@ def _cast(state: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     if lost:
         raise OptionError(f"{lost[0]} holds numbers beyond {dtype}'s range (65504 in fp16); use bf16 or fp32")
     return cast
-
-
-def save(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file in one step: whoever looks sees the old file or the whole new one.
-
-    The target may be the file the weights were read from; it is replaced only when the new one is complete.
-
-    Raises:
-        VaeKitError: The file cannot be written; nothing is left behind.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
-    try:
-        save_file(dict(state), temporary, metadata=dict(metadata))
-        if target.exists():
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
-    except Exception as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise VaeKitError(f"cannot write {target.name} in {target.parent}: {error}") from error

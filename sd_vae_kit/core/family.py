@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sd_vae_kit.core.autoencoder import AutoencoderKL, split_moments
-from sd_vae_kit.core.checkpoint import read_tensors
-from sd_vae_kit.core.latent_format import FORMATS
-from sd_vae_kit.core.taesd import TinyAutoencoder
+from sd_vae_kit.core.files.checkpoint import read_tensors
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, split_moments
+from sd_vae_kit.core.networks.latent_format import FORMATS
+from sd_vae_kit.core.networks.taesd import TinyAutoencoder
 from sd_vae_kit.core.vae import VaeWeights, build
 
 PROBE = Path(__file__).with_name("family_probe.safetensors")

@@ -1,4 +1,4 @@
-"""A VAE's weights changed so that any program can run it in half precision: powers of two folded into the layers.
+"""A VAE's weights changed so that any software can run it in half precision: powers of two folded into the layers.
 
 What a layer writes 2**k times smaller, the GroupNorm that reads it cancels; where no norm follows, the next
 convolution's weights are made larger instead.  Multiplying a weight by a power of two changes no digit of it, so the
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sd_vae_kit.core.autoencoder import AttnBlock, AutoencoderKL, ResnetBlock, split_moments
-from sd_vae_kit.core.program import decoder_program, encoder_program
-from sd_vae_kit.core.range_guard import largest
-from sd_vae_kit.core.steps import AttentionStep, Conv, Program, Step
+from sd_vae_kit.core.engine.overflow import largest
+from sd_vae_kit.core.graph.from_module import decoder_graph, encoder_graph
+from sd_vae_kit.core.graph.nodes import AttentionStep, Conv, LayerGraph, Step
+from sd_vae_kit.core.networks.autoencoder import AttnBlock, AutoencoderKL, ResnetBlock, split_moments
 from sd_vae_kit.core.vae import VaeWeights, build
 from sd_vae_kit.errors import NanError, VaeMismatchError
 
@@ -67,11 +67,11 @@ def make_fp16_safe(weights: VaeWeights, images: Sequence[Tensor], *, label: str 
         raise VaeMismatchError(f"{label} is a TAESD, which has no norms; it is small enough to be used in fp32")
     module = _module(weights)
     before, expected = _observed(module, images)
-    programs = [program for program in (_program(module, part) for part in ("encoder", "decoder")) if program]
-    folded = {name: k for program in programs for name, k in _exponents(program, before).items() if k}
+    graphs = [graph for graph in (_graph(module, part) for part in ("encoder", "decoder")) if graph]
+    folded = {name: k for graph in graphs for name, k in _exponents(graph, before).items() if k}
     state = {name: tensor.float() for name, tensor in weights.state.items()}
-    for program in programs:
-        _fold(state, program, folded)
+    for graph in graphs:
+        _fold(state, graph, folded)
     safe = replace(weights, state=_halved(state, label))
     after, found = _observed(_module(safe), images)
     _refuse_large(after, label)
@@ -95,10 +95,10 @@ def _module(weights: VaeWeights) -> AutoencoderKL:
     return module
 
 
-def _program(module: AutoencoderKL, part: str) -> Program | None:
+def _graph(module: AutoencoderKL, part: str) -> LayerGraph | None:
     if getattr(module, part, None) is None:
         return None
-    return encoder_program(module) if part == "encoder" else decoder_program(module)
+    return encoder_graph(module) if part == "encoder" else decoder_graph(module)
 
 
 # what the samples say
@@ -165,9 +165,9 @@ def _bits(number: float) -> int:
     return max(0, ceil(log2(number * HEADROOM / HALF_MAX))) if 0.0 < number < float("inf") else 0
 
 
-def _exponents(program: Program, seen: Largest) -> dict[str, int]:
+def _exponents(graph: LayerGraph, seen: Largest) -> dict[str, int]:
     """Step name -> exponent of its value, and attention's ".query" and ".value": see `ranges.Needs.shifts`."""
-    steps = program.steps
+    steps = graph.steps
     stream = list(range(len(steps) + 1))  # values that are added to each other share an exponent: the first one's
 
     def root(value: int) -> int:
@@ -204,9 +204,9 @@ def _written(step: Step | AttentionStep, seen: Largest) -> float:
 # folding
 
 
-def _fold(state: dict[str, Tensor], program: Program, folded: Mapping[str, int]) -> None:
+def _fold(state: dict[str, Tensor], graph: LayerGraph, folded: Mapping[str, int]) -> None:
     """Multiply weights and biases, in place of the dictionary's tensors."""
-    names = [step.name for step in program.steps]
+    names = [step.name for step in graph.steps]
 
     def exponent(value: int) -> int:
         return folded.get(names[value - 1], 0) if value else 0
@@ -220,7 +220,7 @@ def _fold(state: dict[str, Tensor], program: Program, folded: Mapping[str, int])
         if conv is not None:
             scale(conv.name, entering - leaving, -leaving)
 
-    for value, step in enumerate(program.steps, 1):
+    for value, step in enumerate(graph.steps, 1):
         leaving = exponent(value)
         if isinstance(step, AttentionStep):
             balance, inner = folded.get(f"{step.name}.query", 0), folded.get(f"{step.name}.value", 0)

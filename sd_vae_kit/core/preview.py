@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sd_vae_kit.core.latent_format import LatentFormat
+from sd_vae_kit.core.networks.latent_format import LatentFormat
 from sd_vae_kit.errors import VaeKitError
 
 log = logging.getLogger(__name__)

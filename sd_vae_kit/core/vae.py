@@ -12,14 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sd_vae_kit.core import layouts
-from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, split_moments
-from sd_vae_kit.core.checkpoint import TensorInfo, main_dtype, read_header, read_tensors
-from sd_vae_kit.core.detect import Detection, Kind, detect, expected_shapes, fitting_families
-from sd_vae_kit.core.identity import blank, non_finite
-from sd_vae_kit.core.latent_format import FORMATS, LatentFormat, family_label
-from sd_vae_kit.core.layouts import Part
-from sd_vae_kit.core.taesd import TinyAutoencoder
+from sd_vae_kit.core.files import key_names as layouts
+from sd_vae_kit.core.files.checkpoint import TensorInfo, main_dtype, read_header, read_tensors
+from sd_vae_kit.core.files.detect import Detection, Kind, detect, expected_shapes, fitting_families
+from sd_vae_kit.core.files.identity import blank, non_finite
+from sd_vae_kit.core.files.key_names import Part
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, split_moments
+from sd_vae_kit.core.networks.latent_format import FORMATS, LatentFormat, family_label
+from sd_vae_kit.core.networks.taesd import TinyAutoencoder
 from sd_vae_kit.errors import BrokenVaeError, OptionError, PictureError, VaeMismatchError
 
 # What a module can compute in; weights in other types are cast: fp8 is a storage format, fp64 gains nothing.

@@ -25,7 +25,7 @@ from sd_vae_kit.errors import (
     TransferError,
     WrongContentError,
 )
-from sd_vae_kit.settings import DownloadSettings
+from sd_vae_kit.settings.sections import DownloadSettings
 
 CHUNK = 8192  # bytes per read: small, because a read of a slow connection ends only when it is filled
 PROGRESS_EVERY = 0.1  # seconds

@@ -16,7 +16,7 @@ from requests.adapters import HTTPAdapter
 
 from sd_vae_kit import __version__
 from sd_vae_kit.errors import DownloadError, RefusedAddressError
-from sd_vae_kit.settings import DownloadSettings
+from sd_vae_kit.settings.sections import DownloadSettings
 
 AGENT = f"sd-webui-vae-kit/{__version__}"
 # Connection: a server may close a kept connection at the moment it is used again

@@ -10,11 +10,11 @@ from pathlib import Path
 import gradio as gr
 
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.features.gallery_row import SHOWN, GalleryRow, filtered
 from sd_vae_kit.ui import gradio_compat, markup
-from sd_vae_kit.ui.catalogue_program import CatalogueProgram, InstallView, RuleLine
 from sd_vae_kit.ui.element_ids import element_id
-from sd_vae_kit.ui.program import Message
+from sd_vae_kit.vaes.gallery_row import SHOWN, GalleryRow, filtered
+from sd_vae_kit.web.catalogue_protocol import CatalogueBackend, InstallView, RuleLine
+from sd_vae_kit.web.message import Message
 
 ANY_FAMILY = "any family"
 HEADS = ("Name", "Family", "Size", "Hash", "Precision", "Origin", "Used by", "What it is good for")
@@ -79,7 +79,7 @@ class CatalogueView:
         return [self.table, self.chosen, self.about, self.accepted]
 
 
-def build_catalogue(catalogue: CatalogueProgram, page: gr.Blocks, beside: Neighbours | None = None) -> None:
+def build_catalogue(catalogue: CatalogueBackend, page: gr.Blocks, beside: Neighbours | None = None) -> None:
     """Lay out both parts and connect them.
 
     Args:
@@ -102,13 +102,13 @@ def build_catalogue(catalogue: CatalogueProgram, page: gr.Blocks, beside: Neighb
     _build_precision(catalogue)
 
 
-def notice_html(catalogue: CatalogueProgram) -> str:
+def notice_html(catalogue: CatalogueBackend) -> str:
     """What cannot be done here, and why."""
     text = catalogue.notice()
     return markup.status_lines([Message(text, "warning")]) if text else ""
 
 
-def build_preview_shortcut(catalogue: CatalogueProgram, page: gr.Blocks) -> None:
+def build_preview_shortcut(catalogue: CatalogueBackend, page: gr.Blocks) -> None:
     """One button: the tiny decoder that live previews want, for the family in use."""
     with gr.Row(elem_classes=["vk-choose"]):
         label = catalogue.tiny_label()
@@ -138,7 +138,7 @@ def _heading(title: str, explanation: str, name: str) -> None:
 # --- list ------------------------------------------------------------------------------------------------------------
 
 
-def _build_list(catalogue: CatalogueProgram) -> CatalogueView:
+def _build_list(catalogue: CatalogueBackend) -> CatalogueView:
     families = [ANY_FAMILY, *(label for label, _ in catalogue.families())]
     rows = catalogue.rows()
     with gr.Row(elem_classes=["vk-columns"]):
@@ -176,7 +176,7 @@ def _build_buttons() -> dict[str, gr.Button]:
         }
 
 
-def _connect_list(catalogue: CatalogueProgram, view: CatalogueView, page: gr.Blocks) -> None:
+def _connect_list(catalogue: CatalogueBackend, view: CatalogueView, page: gr.Blocks) -> None:
     def narrow(query: str, family: str, shown: str, key: str | None) -> list[object]:
         return list_updates(catalogue, query, family, shown, key)
 
@@ -204,7 +204,7 @@ def _connect_list(catalogue: CatalogueProgram, view: CatalogueView, page: gr.Blo
 
 
 def list_updates(
-    catalogue: CatalogueProgram,
+    catalogue: CatalogueBackend,
     query: str = "",
     family: str = ANY_FAMILY,
     shown: str = SHOWN[0],
@@ -237,14 +237,14 @@ def _about_updates(row: GalleryRow | None) -> list[object]:
     return [about_html(row), gradio_compat.update(visible=wanted, value=False)]
 
 
-def _row(catalogue: CatalogueProgram, key: str | None) -> GalleryRow | None:
+def _row(catalogue: CatalogueBackend, key: str | None) -> GalleryRow | None:
     return next((row for row in catalogue.rows() if row.key == key), None)
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------
 
 
-def _connect_install(catalogue: CatalogueProgram, view: CatalogueView, page: gr.Blocks, beside: Neighbours) -> None:
+def _connect_install(catalogue: CatalogueBackend, view: CatalogueView, page: gr.Blocks, beside: Neighbours) -> None:
     everything = [view.progress, *view.outputs, *beside.active, *beside.files]
 
     def fetch(key: str | None, accepted: bool, query: str, family: str, shown: str) -> Iterator[list[object]]:
@@ -276,7 +276,7 @@ def _named(key: str | None) -> str:
     return key
 
 
-def followed(catalogue: CatalogueProgram, begin: Callable[[], object]) -> Iterator[str]:
+def followed(catalogue: CatalogueBackend, begin: Callable[[], object]) -> Iterator[str]:
     """Start something and show the downloads until they have ended; an error is one line."""
 
     def states() -> Iterator[InstallView]:
@@ -304,14 +304,14 @@ def _answered(ask: Callable[[], Message]) -> str:
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 
-def _build_precision(catalogue: CatalogueProgram) -> None:
+def _build_precision(catalogue: CatalogueBackend) -> None:
     with gr.Row(elem_classes=["vk-choose"]):
         forget = gr.Button("Forget what was learnt", elem_id=_id("forget"), size="sm", scale=0, min_width=200)
     told = gradio_compat.html("", _id("forgotten"), often_empty=True)
     gradio_compat.listen(forget, "click", lambda: _answered(catalogue.forget_precision), (), [told])
 
 
-def _build_rules(catalogue: CatalogueProgram, page: gr.Blocks, beside: Neighbours) -> None:
+def _build_rules(catalogue: CatalogueBackend, page: gr.Blocks, beside: Neighbours) -> None:
     with gr.Row(elem_classes=["vk-columns"]):
         with gr.Column(scale=3, min_width=320):
             text = gr.Textbox(label="vae_rules.json", lines=10, max_lines=24, elem_id=_id("rules"))

@@ -1,1 +1,1 @@
-"""A1111-style web UIs: Script class, callbacks, panel, settings page.  Besides `adapters` the only host code."""
+"""A1111-style web UIs: Script class, callbacks, panel, settings page.  Besides `hosts` the only host code."""

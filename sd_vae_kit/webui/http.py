@@ -9,8 +9,8 @@ from fastapi import Depends, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
-from sd_vae_kit.adapters.webui_host import WebuiHost
-from sd_vae_kit.api import PREFIX, make_router
+from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.web.api import PREFIX, make_router
 
 
 def add(host: WebuiHost, app: Any) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.features.tiling_job import JobTiling
-from sd_vae_kit.settings import AUTOMATIC, Spec, Value, setting
+from sd_vae_kit.settings.job import JobTiling
+from sd_vae_kit.settings.sections import AUTOMATIC, Spec, Value, setting
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import warnings
 import gradio as gr
 from fastapi import HTTPException
 
-from sd_vae_kit.adapters.webui_host import WebuiHost
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.host import Level
+from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.vaes.host_protocol import Level
 
 LOGGER = logging.getLogger("vae_kit")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from sd_vae_kit.adapters.webui_host import WebuiHost
-from sd_vae_kit.settings import AUTOMATIC, NONE
+from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.settings.sections import AUTOMATIC, NONE
 from sd_vae_kit.webui.vae_page import service_of
 from sd_vae_kit.webui.wording import marked
 

@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
-from sd_vae_kit.adapters.repairs import repair_specs
-from sd_vae_kit.adapters.webui_host import WebuiHost
-from sd_vae_kit.settings import Spec, specs
+from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.settings.repairs import repair_specs
+from sd_vae_kit.settings.sections import Spec, specs
 
 SECTION = ("vae_kit", "VAE Kit")
 CATEGORY = "sd"  # among "Stable Diffusion", where the host's own VAE page is

@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from sd_vae_kit.adapters.webui_host import VaeStatus, WebuiHost
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.settings import NONE, Spec, Value
+from sd_vae_kit.hosts.base import VaeStatus, WebuiHost
+from sd_vae_kit.settings.sections import NONE, Spec, Value
 from sd_vae_kit.ui import gradio_compat
 from sd_vae_kit.webui import missing_vae, tiling_panel
 from sd_vae_kit.webui.job_settings import checked, job_specs

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from modules import shared
 
-from sd_vae_kit.adapters import detect_host
-from sd_vae_kit.adapters.webui_host import WebuiHost
+from sd_vae_kit.hosts import detect_host
+from sd_vae_kit.hosts.base import WebuiHost
 
 _ATTRIBUTE = "vae_kit_host"  # on the host's own object, so that nothing of ours has to be imported twice
 

@@ -7,7 +7,7 @@ from typing import Any
 from modules import scripts
 
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.features.rules import Run
+from sd_vae_kit.vaes.rules import Run
 from sd_vae_kit.webui import panel
 from sd_vae_kit.webui.job_settings import JobChoices, job_from
 from sd_vae_kit.webui.running import running

@@ -9,7 +9,7 @@ import gradio as gr
 from modules import scripts
 
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.features.old_tiled_vae import DEFAULTS, tile_sizes
+from sd_vae_kit.hosts.multidiffusion_compat import DEFAULTS, tile_sizes
 from sd_vae_kit.webui.running import running
 
 OLD_FILE = "tilevae.py"

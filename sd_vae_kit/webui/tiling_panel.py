@@ -9,13 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-from sd_vae_kit.adapters.webui_host import WebuiHost
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.features.tiling_job import tiling_specs
-from sd_vae_kit.features.tiling_sentence import Piece
-from sd_vae_kit.settings import Spec
+from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.settings.job import tiling_specs
+from sd_vae_kit.settings.sections import Spec
 from sd_vae_kit.ui import gradio_compat
 from sd_vae_kit.webui.job_settings import job_from
+from sd_vae_kit.wording import Piece
 
 SIZES = ("width", "height")
 HIRES = ("hr-checkbox", "hr_scale", "hr_resize_x", "hr_resize_y")  # of txt2img: the decode is of the enlarged picture

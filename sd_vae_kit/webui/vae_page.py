@@ -7,11 +7,11 @@ from typing import Any
 import gradio as gr
 from modules import call_queue, shared
 
-from sd_vae_kit.adapters.webui_host import WebuiHost
-from sd_vae_kit.catalogue_service import CatalogueService
-from sd_vae_kit.host import Checkpoint
-from sd_vae_kit.settings import Settings
+from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.settings.sections import Settings
 from sd_vae_kit.ui import catalogue_tab, gradio_compat
+from sd_vae_kit.vaes.host_protocol import Checkpoint
+from sd_vae_kit.web.catalogue_service import CatalogueService
 
 TITLE, NAME = "VAE Kit", "vae_kit"
 OPEN_TO_OTHERS = (

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable
 from html import escape
 
-from sd_vae_kit.core.latent_format import FORMATS
-from sd_vae_kit.settings import AUTOMATIC, NONE
+from sd_vae_kit.core.networks.latent_format import FORMATS
+from sd_vae_kit.settings.sections import AUTOMATIC, NONE
 
 LABELS = sorted((family.label for family in FORMATS.values()), key=len, reverse=True)
 CONDITIONS = r"\((?:always|(?:checkpoint|glob|family|folder|pass) [^)]*)\)"

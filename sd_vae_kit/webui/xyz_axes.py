@@ -7,9 +7,9 @@ from typing import Any
 
 from modules import scripts
 
-from sd_vae_kit.adapters.webui_host import WebuiHost
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.settings import Spec
+from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.settings.sections import Spec
 from sd_vae_kit.webui.job_settings import checked, job_specs
 from sd_vae_kit.webui.script import XYZ_VALUES
 

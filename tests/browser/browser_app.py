@@ -14,7 +14,7 @@ import numpy as np
 from conftest import ROOT
 from PIL import Image
 
-START = "import sys; from sd_vae_kit.app import main; sys.exit(main(sys.argv[1:]))"
+START = "import sys; from sd_vae_kit.standalone.app import main; sys.exit(main(sys.argv[1:]))"
 READY_SECONDS = 120
 WAIT_MS = 120_000  # a job on two busy cores
 

@@ -13,13 +13,13 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import save_file
 
-from sd_vae_kit.core.latent_format import family_label
-from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
-from sd_vae_kit.pictures import read_infotext
+from sd_vae_kit.core.networks.latent_format import family_label
+from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
+from sd_vae_kit.pictures.picture_file import read_infotext
 
 pytestmark = pytest.mark.browser
 
-DEMO = ROOT / "sd_vae_kit" / "demo"
+DEMO = ROOT / "sd_vae_kit" / "standalone" / "demo"
 NATURAL, VIVID = "demo_natural.safetensors", "demo_vivid.safetensors"
 BROKEN, SIXTEEN = "broken.safetensors", "sixteen_channels.safetensors"
 CAT = DEMO / "photographs" / "cat.jpg"

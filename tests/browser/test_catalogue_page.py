@@ -12,11 +12,11 @@ from conftest import ROOT
 from fault_server import FaultServer
 from safetensors.torch import load_file, save
 
-from sd_vae_kit.catalogue import DATA
+from sd_vae_kit.vaes.catalogue import DATA
 
 pytestmark = pytest.mark.browser
 
-DEMO = Path(os.environ.get("VAE_KIT_TEST_DEMO", ROOT / "sd_vae_kit" / "demo"))
+DEMO = Path(os.environ.get("VAE_KIT_TEST_DEMO", ROOT / "sd_vae_kit" / "standalone" / "demo"))
 SCREENSHOT = ROOT / "docs" / "images" / "catalogue.png"
 TAKES_SCREENSHOTS = os.environ.get("VAE_KIT_SCREENSHOTS") == "1"
 NAME, FILE = "Warm photographs", "warm_photographs.safetensors"

@@ -9,7 +9,7 @@ from cli_files import BAD_VAES, CommandLine, bad_vae, kl_module, write_kl, write
 from PIL import Image
 from safetensors.torch import save_file
 
-from sd_vae_kit.pictures import open_picture
+from sd_vae_kit.pictures.picture_file import open_picture
 
 
 @pytest.fixture

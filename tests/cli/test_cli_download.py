@@ -8,8 +8,8 @@ import fault_server as faults
 import pytest
 from fault_server import FaultServer
 
-from sd_vae_kit.catalogue import DATA
 from sd_vae_kit.cli import main
+from sd_vae_kit.vaes.catalogue import DATA
 
 CONTENT = random.Random(3).randbytes(50_000)
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from sd_vae_kit.cli import encode_decode, network_run
-from sd_vae_kit.core.autoencoder import split_moments
-from sd_vae_kit.infotext import parse
-from sd_vae_kit.pictures import open_picture, reflect_pad, to_image, to_pixels
+from sd_vae_kit.core.networks.autoencoder import split_moments
+from sd_vae_kit.pictures.infotext import parse
+from sd_vae_kit.pictures.picture_file import open_picture, reflect_pad, to_image, to_pixels
 
 KEYS = [
     "plan", "bands", "predicted_mb", "peak_mb", "dtype", "steps", "steps_shifted", "steps_fp32", "seconds",

@@ -7,8 +7,8 @@ import torch
 from cli_files import CommandLine, kl_module, write_kl, write_tiny
 from safetensors.torch import save_file
 
-from sd_vae_kit.catalogue import Catalogue
 from sd_vae_kit.cli import vae_choice
+from sd_vae_kit.vaes.catalogue import Catalogue
 
 KEYS = [
     "path", "layout", "kind", "part", "family", "z_channels", "scale_factor", "shift_factor", "parameters", "dtype",

@@ -6,7 +6,7 @@ from cli_files import CommandLine, kl_module
 from safetensors.torch import save_file
 from vae_files import amplify_stream, needs_half, write
 
-from sd_vae_kit.core.needs_file import NeedsFile
+from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_an_overflow_is_counted_remembered_and_forgotten(cli, files, tmp_path):
     assert data["dtype"] == "fp16"
     sentence = f"{data['steps_shifted']} of {data['steps']} steps were shifted to stay in range."
     assert sentence in data["warnings"]
-    assert NeedsFile(tmp_path / "data" / "cache" / "vae_precision.json").count == 1
+    assert PrecisionFixesFile(tmp_path / "data" / "cache" / "vae_precision.json").count == 1
     assert f"warning: {sentence}" in decode(cli, files).err
     assert cli("forget", "--data-dir", tmp_path / "data", "--json").data == {"forgotten": 1}
     assert cli("forget", "--data-dir", tmp_path / "data").out == "There was nothing to forget.\n"

@@ -100,8 +100,8 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(tmp_path):
     ],
 )
 def test_the_first_word_decides_between_app_and_commands(monkeypatch, argv, expected):
-    from sd_vae_kit import app
     from sd_vae_kit.cli import program
+    from sd_vae_kit.standalone import app
 
     called = []
     monkeypatch.setattr(app, "main", lambda words: called.append(("app", words)) or 0)

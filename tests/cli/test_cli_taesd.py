@@ -6,11 +6,11 @@ import torch
 from cli_files import CommandLine, write_picture
 from vae_files import tiny_state, write
 
-from sd_vae_kit import pictures
-from sd_vae_kit.core.latent_format import FORMATS, pack
-from sd_vae_kit.core.taesd import TinyConfig
+from sd_vae_kit.core.files.latent_file import LatentFile, read_latent, write_latent
+from sd_vae_kit.core.networks.latent_format import FORMATS, pack
+from sd_vae_kit.core.networks.taesd import TinyConfig
 from sd_vae_kit.core.vae import load_vae
-from sd_vae_kit.latent_file import LatentFile, read_latent, write_latent
+from sd_vae_kit.pictures import picture_file as pictures
 
 FILES = {  # name: channels, variant, family
     "taesd": (4, "plain", "sd1"),

@@ -11,8 +11,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from sd_vae_kit.cli import network_run
-from sd_vae_kit.core.autoencoder import split_moments
-from sd_vae_kit.pictures import open_picture, to_image, to_pixels
+from sd_vae_kit.core.networks.autoencoder import split_moments
+from sd_vae_kit.pictures.picture_file import open_picture, to_image, to_pixels
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ import torch
 from safetensors import safe_open
 from vae_files import kl_config, kl_state, picture, tiny_state, write
 
-from sd_vae_kit.core import convert as convert_module
-from sd_vae_kit.core.checkpoint import DTYPES, read_header
-from sd_vae_kit.core.convert import convert, save
-from sd_vae_kit.core.taesd import TinyConfig
+from sd_vae_kit.core.convert import convert
+from sd_vae_kit.core.files import safetensors_file
+from sd_vae_kit.core.files.checkpoint import DTYPES, read_header
+from sd_vae_kit.core.files.safetensors_file import save
+from sd_vae_kit.core.networks.taesd import TinyConfig
 from sd_vae_kit.core.vae import load_vae, read_vae
 from sd_vae_kit.errors import OptionError, VaeKitError
 
@@ -126,7 +127,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
         target.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(convert_module, "save_file", run_out_of_space)
+    monkeypatch.setattr(safetensors_file, "save_file", run_out_of_space)
     with pytest.raises(VaeKitError, match=r"cannot write a\.safetensors in .*No space left"):
         save(path, *convert(read_vae(path), "diffusers"))
     assert path.read_bytes() == before

@@ -9,11 +9,11 @@ import torch
 from conftest import ROOT
 from safetensors.torch import save_file
 
-from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.core.family import MARGIN, TWINS, probe, tell_family
-from sd_vae_kit.core.identity import fingerprint
-from sd_vae_kit.core.latent_format import FORMATS
-from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
+from sd_vae_kit.core.files.identity import fingerprint
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
+from sd_vae_kit.core.networks.latent_format import FORMATS
+from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.core.vae import read_vae
 
 TAESD = {"taesd": "sd1", "taesdxl": "sdxl", "taesd3": "sd3", "taef1": "flux"}
@@ -155,7 +155,7 @@ def test_a_vae_of_full_size_is_tried_in_under_two_seconds_of_one_core(tmp_path):
 
 
 def test_the_marks_that_are_shipped_are_of_the_real_files(weights_dir):
-    marks = json.loads((ROOT / "sd_vae_kit" / "features" / "family_marks.json").read_text("utf-8"))["marks"]
+    marks = json.loads((ROOT / "sd_vae_kit" / "vaes" / "family_marks.json").read_text("utf-8"))["marks"]
     assert len(marks) == 8
     for mark in marks:
         stem, half = mark["name"].split()

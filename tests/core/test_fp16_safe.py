@@ -9,10 +9,10 @@ from overflow_zoo import (
 from vae_files import amplify_stream, needs_half, scale
 from vae_zoo import picture
 
-from sd_vae_kit.core.checkpoint import TensorInfo
-from sd_vae_kit.core.detect import detect
+from sd_vae_kit.core.files.checkpoint import TensorInfo
+from sd_vae_kit.core.files.detect import detect
 from sd_vae_kit.core.fp16_safe import make_fp16_safe
-from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
+from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.core.vae import VaeWeights, build
 from sd_vae_kit.errors import NanError, VaeMismatchError
 

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from sd_vae_kit.core.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.core.live_weights import LiveWeights
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
 
 NET = NetConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1)
 

@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
-from sd_vae_kit.core.latent_format import FORMATS, pack
+from sd_vae_kit.core.networks.latent_format import FORMATS, pack
+from sd_vae_kit.core.networks.taesd import tiny_decoder
 from sd_vae_kit.core.preview import LINEAR_RGB, Previewer, fit_linear, linear_rgb, shrink, to_pixels
-from sd_vae_kit.core.taesd import tiny_decoder
 from sd_vae_kit.core.vae import load_vae
 
 SD1 = FORMATS["sd1"]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from vae_files import kl_config, kl_state, picture, tiny_state, write
 
-from sd_vae_kit.core.autoencoder import AutoencoderKL, split_moments
-from sd_vae_kit.core.checkpoint import DTYPES
-from sd_vae_kit.core.detect import Detection
-from sd_vae_kit.core.latent_format import FORMATS
-from sd_vae_kit.core.taesd import TinyAutoencoder, TinyConfig
+from sd_vae_kit.core.files.checkpoint import DTYPES
+from sd_vae_kit.core.files.detect import Detection
+from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, split_moments
+from sd_vae_kit.core.networks.latent_format import FORMATS
+from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.core.vae import Vae, VaeWeights, build, choose_format, compute_dtype, load_vae, make_vae, read_vae
 from sd_vae_kit.errors import (
     BrokenVaeError,

@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from fake_backend import FakeBackend
 from fake_catalogue import ROWS, FakeCatalogue
-from fake_program import FakeProgram
-from test_page import changed, child_environment, components_of
+from gradio_parts import changed, child_environment, components_of
 
-from sd_vae_kit.ui import catalogue_tab, gradio_compat, page
-from sd_vae_kit.ui.catalogue_program import InstallView
+from sd_vae_kit.standalone.pages import page
+from sd_vae_kit.ui import catalogue_tab, gradio_compat
+from sd_vae_kit.web.catalogue_protocol import InstallView
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def handlers_of(blocks, elem_id):
 
 
 def test_the_page_has_the_part_and_the_shortcut_under_their_ids():
-    ids = components_of(page.build_page(FakeProgram(), catalogue=FakeCatalogue()))
+    ids = components_of(page.build_page(FakeBackend(), catalogue=FakeCatalogue()))
     names = ["query", "family", "shown", "table", "chosen", "about", "accepted", "progress", "install", "cancel"]
     names += [
         "verify",
@@ -54,11 +54,11 @@ def test_the_page_has_the_part_and_the_shortcut_under_their_ids():
 
 def test_building_it_needs_no_torch():
     code = (
-        "import sys; from fake_program import FakeProgram; from fake_catalogue import FakeCatalogue; "
-        "from sd_vae_kit.ui import page; page.build_page(FakeProgram(), catalogue=FakeCatalogue()); "
+        "import sys; from fake_backend import FakeBackend; from fake_catalogue import FakeCatalogue; "
+        "from sd_vae_kit.standalone.pages import page; page.build_page(FakeBackend(), catalogue=FakeCatalogue()); "
         "sys.exit('torch' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests" / "ui", env=child_environment(), check=True)
+    subprocess.run([sys.executable, "-c", code], env=child_environment(), check=True)
 
 
 def test_the_table_escapes_and_marks_the_live_and_the_broken_file():
@@ -102,7 +102,7 @@ def test_an_install_without_consent_is_one_line():
 @pytest.mark.skipif(gradio_compat.MAJOR < 5, reason="handlers are kept elsewhere in old gradio")
 def test_the_buttons_answer():
     catalogue = FakeCatalogue()
-    blocks = page.build_page(FakeProgram(), catalogue=catalogue)
+    blocks = page.build_page(FakeBackend(), catalogue=catalogue)
     verify = handlers_of(blocks, "vae_kit_catalogue_verify")["click"]
     reading, done = verify("a.safetensors")
     assert "width:50%" in reading
@@ -126,7 +126,7 @@ def test_the_buttons_answer():
 
 @pytest.mark.skipif(gradio_compat.MAJOR < 5, reason="handlers are kept elsewhere in old gradio")
 def test_a_wanted_vae_is_selected_whatever_the_filter_says():
-    blocks = page.build_page(FakeProgram(), catalogue=FakeCatalogue())
+    blocks = page.build_page(FakeBackend(), catalogue=FakeCatalogue())
     look = handlers_of(blocks, "vae_kit_catalogue_look")["click"]
     query, family, shown, wanted, _, chosen, *_ = look("nothing like it", "SDXL", "installed", None, "Known")
     assert [changed(widget)["value"] for widget in (query, family, shown)] == ["", catalogue_tab.ANY_FAMILY, "all"]

@@ -14,7 +14,7 @@ from installation import Program, WebUi, running_with
 from pages import LOAD_MS, open_page, open_tab, save
 from playwright.sync_api import Page, expect
 
-from sd_vae_kit.catalogue import DATA, catalogue
+from sd_vae_kit.vaes.catalogue import DATA, catalogue
 
 NAME, FILE = "Warm colours", "warm_colours.safetensors"
 SETTINGS = {"vae_kit_download_http": "loopback", "vae_kit_download_proxy": "direct"}

@@ -83,13 +83,13 @@ def main(host: Path, name: str) -> None:
     sys.argv = [sys.argv[0], "--always-cpu"]
     vae, z_channels = NETWORKS[name](host)
     enliven(vae)
-    from sd_vae_kit.core.program import decoder_program, encoder_program
-    from sd_vae_kit.core.streaming import Plan, RunStats, run_streamed
+    from sd_vae_kit.core.engine.stream import Plan, RunStats, run_streamed
+    from sd_vae_kit.core.graph.from_module import decoder_graph, encoder_graph
 
     z, image = torch.randn(1, z_channels, 11, 7), torch.randn(1, 3, 44, 36)
     decoded = vae.decoder(through(getattr(vae, "post_quant_conv", None), z.clone()))
     moments = through(getattr(vae, "quant_conv", None), vae.encoder(image.clone()))
-    runs = ((decoder_program(vae), z, decoded), (encoder_program(vae), image, moments))
+    runs = ((decoder_graph(vae), z, decoded), (encoder_graph(vae), image, moments))
     for program, x, expected in runs:
         stats = RunStats()
         result = run_streamed(program, x, Plan("stream", x.device, x.dtype, None, 12_000), stats=stats)

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sd_vae_kit.core.family import probe
-from sd_vae_kit.core.latent_format import FORMATS
+from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.core.vae import VaeWeights, read_vae
 
 VAE = "first_stage_model."
-DEMO = ROOT / "sd_vae_kit" / "demo" / "demo_natural.safetensors"
+DEMO = ROOT / "sd_vae_kit" / "standalone" / "demo" / "demo_natural.safetensors"
 
 
 def write_bare(folder: Path, checkpoint: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Runs the modules: the only room that touches activations."""

@@ -1,0 +1,1 @@
+"""A1111 and its close relatives (reForge, Forge Classic)."""

@@ -1,0 +1,211 @@
+"""TAESD in A1111-style web UIs: `modules.sd_vae_taesd` hands out our networks, of the right family, from checked files.
+
+The program's own functions take the file by the checkpoint's flags alone, download it unverified where it is missing,
+raise where there is no network, and build four channels for some models that have sixteen.  Where a file is missing
+here, the VAE itself does the work, and one line says so.  Written against A1111 1.10.1 and Forge f2.0.1.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from modules import devices, shared
+from torch import Tensor
+from torch.nn import functional as F
+
+from sd_vae_kit.core.networks.latent_format import FORMATS, pack
+from sd_vae_kit.core.preview import LINEAR_RGB, linear_rgb
+from sd_vae_kit.core.run.runner import RunReport, VaeRunner
+from sd_vae_kit.core.vae import Vae
+from sd_vae_kit.errors import SettingError, VaeKitError, VaeNotFoundError
+from sd_vae_kit.settings.sections import FULL, TAESD, TilingSettings
+from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.tiny import Half, TinyVaes
+
+if TYPE_CHECKING:
+    from sd_vae_kit.hosts.base import WebuiHost
+
+Replace = Callable[[object, str, Any], None]
+
+# option, infotext key, half
+METHODS: tuple[tuple[str, str, Half], ...] = (
+    ("sd_vae_encode_method", "VAE Encoder", "encoder"),
+    ("sd_vae_decode_method", "VAE Decoder", "decoder"),
+)
+
+
+class TinyCoder:
+    """What `decoder_model()` and `encoder_model()` return: a function between latents and RGB in [0, 1].
+
+    Attributes:
+        report: What the last call did, None before it.
+    """
+
+    def __init__(self, vaes: TinyVaes, family: str, half: Half, tiling: TilingSettings) -> None:
+        self._vaes = vaes
+        self._family = family
+        self._half = half
+        self._tiling = tiling
+        self.report: RunReport | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, z_channels, h, w) -> (B, 3, H, W) or the reverse, in x's dtype, on its device.
+
+        FLUX.2's latents are packed on both ways.  A picture that does not fit into memory is streamed, exactly.
+
+        Raises:
+            NoMemoryError: Memory is short even so.
+        """
+        vae = self._vaes.load(self._family, self._half, x.device, x.dtype)
+        if self._half == "encoder":
+            latent = self._run(vae, x)
+            return pack(latent) if vae.latent_format.is_packed else latent
+        return self._run(vae, vae.latent_format.unpacked(x))
+
+    def _run(self, vae: Vae, x: Tensor) -> Tensor:
+        runner = VaeRunner()
+        result = runner.run(vae.module, self._half, x, dtype=x.dtype, device=x.device, tiling=self._tiling)
+        self.report = runner.mine
+        return result
+
+
+class HostTaesd:
+    """The TAESD files of one web UI and the functions that use them.
+
+    Args:
+        host: The adapter.
+        folder: models/VAE-taesd.
+        cache_file: What was learnt about its files.
+    """
+
+    def __init__(self, host: WebuiHost, folder: Path, cache_file: Path) -> None:
+        assert host.guard is not None
+        self._host = host
+        self.library = Library([Folder(folder)], cache_file)
+        self.vaes = TinyVaes([self.library, host.library], host.guard, lambda: host.settings.guard)
+        self._without: set[Half] = set()  # halves that the VAE itself did in the running job
+
+    def install(self, replace: Replace) -> None:
+        """Put the patches in place."""
+        from modules import sd_vae_approx, sd_vae_taesd
+
+        self.library.refresh()
+        replace(sd_vae_taesd, "decoder_model", self._decoder_model)
+        replace(sd_vae_taesd, "encoder_model", self._encoder_model)
+        replace(sd_vae_taesd, "download_model", self._download_taesd)
+        replace(sd_vae_approx, "download_model", self._download_approximation)
+
+    # -- what the program asks for -----------------------------------------------------------------------------------
+
+    def _decoder_model(self, original: Callable[[], Any]) -> Any:
+        return self._network("decoder") if self._host.repairs.taesd else original()
+
+    def _encoder_model(self, original: Callable[[], Any]) -> Any:
+        return self._network("encoder") if self._host.repairs.taesd else original()
+
+    def _network(self, half: Half) -> Callable[[Tensor], Tensor]:
+        family = self.family()
+        if self.has(family, half):
+            return TinyCoder(self.vaes, family, half, self._host.settings.tiling)
+        if half == "decoder" and shared.state.interrupted:
+            return functools.partial(sketch, family)  # the user has no patience for a whole decode
+        self._without.add(half)
+        self._host.notify_once(f"{self.vaes.missing(family, half)} The VAE itself is used.", "warning")
+        return decode_fully if half == "decoder" else encode_fully
+
+    def has(self, family: str, half: Half) -> bool:
+        """Whether a file serves the half; one that was put into the folder just now is found."""
+        if self.vaes.find(family, half) is None:
+            self.library.refresh()
+        return self.vaes.find(family, half) is not None
+
+    def family(self) -> str:
+        """Name of the latent space of the model in use; "" while there is none."""
+        checkpoint = self._host.checkpoint_of(self._host.model) if self._host.model is not None else None
+        return checkpoint.latent_format.name if checkpoint else ""
+
+    def _download_taesd(self, original: Callable[..., Any], path: str, url: str) -> Any:
+        """Others may call it; with downloads forbidden nothing is contacted, and they find the file missing."""
+        return None if self._host.settings.download.offline else original(path, url)
+
+    def _download_approximation(self, original: Callable[..., Any], path: str, url: str) -> Any:
+        """Approx NN of SDXL and SD 3 is fetched while a job runs, and the job fails where there is no network."""
+        if not self._host.repairs.previews or Path(path).exists():
+            return original(path, url)
+        raise VaeNotFoundError(f"{Path(path).name} for the preview Approx NN is not there; choose TAESD.")
+
+    # -- a job -------------------------------------------------------------------------------------------------------
+
+    def begin(self, p: Any) -> None:
+        """Before a job: methods that do not exist are refused, and the infotext says which will be used.
+
+        The program itself writes "VAE Decoder" after decoding, and not at all for hires fix (processing.py:1001).
+
+        Raises:
+            SettingError: A method that is neither Full nor TAESD, which the program would take for something else.
+        """
+        self._without.clear()
+        self.library.refresh()
+        if not self._host.repairs.taesd:
+            return
+        for option, _, _ in METHODS:
+            method = getattr(shared.opts, option, FULL)
+            if method not in (FULL, TAESD):
+                raise SettingError(f"{option} cannot be {method!r}; choose {FULL} or {TAESD}.")
+        if shared.opts.sd_vae_decode_method == TAESD and self.has(self.family(), "decoder"):
+            p.extra_generation_params["VAE Decoder"] = TAESD
+
+    def settle(self, p: Any) -> None:
+        """After decoding, before the infotext is written: it must not name a TAESD that was not there."""
+        if not self._host.repairs.taesd:
+            return
+        for option, key, half in METHODS:
+            if half in self._without:
+                p.extra_generation_params.pop(key, None)
+            elif half == "decoder" and getattr(shared.opts, option, FULL) == TAESD:
+                p.extra_generation_params[key] = TAESD
+
+    def end(self) -> None:
+        """After a job: give the networks' memory back."""
+        self.vaes.release()
+
+    def approximation(self) -> Any:
+        """The program's network for Approx NN; None where its file is missing."""
+        from modules import sd_vae_approx
+
+        try:
+            return sd_vae_approx.model()
+        except VaeKitError as error:
+            self._host.notify_once(f"{error} The linear preview is shown.", "warning")
+            return None
+
+
+def sketch(family: str, latent: Tensor) -> Tensor:
+    """Colours of a latent by the linear map, as large as the picture; grey for a family without one."""
+    if family not in LINEAR_RGB:
+        rgb = latent.new_full((len(latent), 3, *latent.shape[2:]), 0.5)
+    else:
+        rgb = linear_rgb(latent, torch.tensor(LINEAR_RGB[family]))
+    scale = FORMATS[family].downscale if family in FORMATS else 8
+    return F.interpolate(rgb.float(), scale_factor=scale, mode="bilinear", align_corners=False).to(latent)
+
+
+def decode_fully(latent: Tensor) -> Tensor:
+    """As the program decodes with Full, but to RGB in [0, 1]."""
+    model = shared.sd_model
+    dtype = getattr(getattr(model, "first_stage_model", None), "dtype", None)
+    with torch.no_grad(), devices.without_autocast():
+        image: Tensor = model.decode_first_stage(latent.to(dtype) if dtype else latent)
+    return image * 0.5 + 0.5
+
+
+def encode_fully(rgb: Tensor) -> Tensor:
+    """As the program encodes with Full, from RGB in [0, 1]."""
+    from modules import sd_samplers_common
+
+    latent: Tensor = sd_samplers_common.images_tensor_to_samples(rgb, 0)
+    return latent

@@ -1,0 +1,1 @@
+"""Picture files, pixels and the parameters text inside them."""

@@ -1,0 +1,1 @@
+"""Everything a user can set, as data, and where it is kept."""

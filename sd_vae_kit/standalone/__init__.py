@@ -1,0 +1,1 @@
+"""The stand-alone program: everything that no web UI needs."""

@@ -1,0 +1,1 @@
+"""The pages of the stand-alone app, from plain data."""

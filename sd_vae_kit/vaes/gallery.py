@@ -1,0 +1,156 @@
+"""Installed and known VAEs in one list: what each is, what it needs, where it is from, which checkpoints use it."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sd_vae_kit.core.networks.latent_format import FORMATS, family_label
+from sd_vae_kit.errors import BrokenVaeError
+from sd_vae_kit.vaes.catalogue import Catalogue, KnownVae
+from sd_vae_kit.vaes.gallery_row import GalleryRow
+from sd_vae_kit.vaes.library import Entry
+from sd_vae_kit.vaes.rules import Rule
+
+PRECISION = {True: "runs in fp16", False: "needs fp32 or bf16 (or range shift)", None: ""}
+BLOCK = 4 << 20  # bytes hashed between two looks at how far it is
+PARTS = {"both": "", "encoder": "encoder only", "decoder": "decoder only"}
+
+
+def rows(
+    entries: Sequence[Entry],
+    known: Catalogue,
+    *,
+    families: Mapping[str, str],
+    rules: Sequence[Rule] = (),
+    active: str = "",
+    used: Callable[[Entry], Sequence[str]] = lambda entry: (),
+) -> list[GalleryRow]:
+    """Files first, then what the catalogue knows and is not installed, those that can be installed first.
+
+    Args:
+        entries: The library's.
+        known: The catalogue; a file is recognised by its hash where that was worked out.
+        families: By entry's name, what the guard found out.
+        rules: The user's.
+        active: Name of the live file.
+        used: Checkpoints that a file was used with.
+    """
+    here = {entry.sha256 for entry in entries if entry.sha256}
+    installed = [
+        _file_row(e, known.by_hash(e.sha256), families.get(e.name, e.family), used_by(e, rules, used(e)), active)
+        for e in entries
+    ]
+    others = [_known_row(vae) for vae in known.entries if vae.sha256 is None or vae.sha256 not in here]
+    return [*installed, *sorted(others, key=lambda row: not row.can_install)]
+
+
+def _file_row(entry: Entry, known: KnownVae | None, family: str, used: tuple[str, ...], active: str) -> GalleryRow:
+    names = tuple(name for name in (known.family if known else family).split("|") if name)
+    stored = f"stored in {entry.dtype}" if entry.dtype else ""
+    return GalleryRow(
+        entry.name,
+        entry.name,
+        True,
+        known.family_label if known else family_label(family),
+        names,
+        entry.size,
+        (entry.sha256 or "")[:10],
+        ", ".join(filter(None, (PRECISION[known.fp16_safe] if known else "", stored))),
+        f"{known.name} ({_origin(known)})" if known else "",
+        known.licence if known else "",
+        used,
+        " ".join(filter(None, (known.note if known else "", PARTS[entry.part or "both"]))),
+        is_active=entry.name == active,
+        problem=entry.reason,
+    )
+
+
+def _known_row(known: KnownVae) -> GalleryRow:
+    return GalleryRow(
+        known.name,
+        known.name,
+        False,
+        known.family_label,
+        (known.family,),
+        known.size,
+        (known.sha256 or "")[:10],
+        PRECISION[known.fp16_safe],
+        _origin(known),
+        known.licence,
+        (),
+        known.note,
+        known.can_install,
+        known.cautions,
+    )
+
+
+def _origin(known: KnownVae) -> str:
+    """Host and owner: "huggingface.co/stabilityai"."""
+    if not known.url:
+        return "no address known"
+    parts = urlsplit(known.url)
+    owner = parts.path.split("/")[1] if parts.path.count("/") > 2 else ""
+    return f"{parts.hostname}/{owner}" if owner and owner != "api" else str(parts.hostname)
+
+
+def used_by(entry: Entry, rules: Sequence[Rule], used: Sequence[str] = ()) -> tuple[str, ...]:
+    """Checkpoints it was used with, those whose name it shares and lies beside, and the rules that name it."""
+    stem = entry.path.stem
+    beside = []
+    if stem.endswith(".vae"):
+        own = stem.removesuffix(".vae")
+        beside = [own + end for end in (".safetensors", ".ckpt") if entry.path.with_name(own + end).is_file()]
+    wanted = {entry.name.casefold(), entry.path.name.casefold(), entry.path.stem.casefold()}
+    named = [f"rule {n}: {rule.conditions}" for n, rule in enumerate(rules, 1) if rule.vae.casefold() in wanted]
+    return (*used, *(name for name in beside if Path(name).stem not in used), *named)
+
+
+def family_choices() -> list[tuple[str, str]]:
+    """(label, name) for a filter; "" means any."""
+    return [("any family", ""), *((item.label, name) for name, item in FORMATS.items())]
+
+
+def read_again(entry: Entry) -> Iterator[tuple[int, str]]:
+    """(bytes read, "") again and again while the whole file is hashed, then (size, sha256).
+
+    Raises:
+        BrokenVaeError: It cannot be read.
+    """
+    digest, done = hashlib.sha256(), 0
+    try:
+        with entry.path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+                done += len(block)
+                yield done, ""
+    except OSError as error:
+        raise BrokenVaeError(f"{entry.name} cannot be read: {error.strerror or error}; check the disk.") from error
+    yield done, digest.hexdigest()
+
+
+def compare(entry: Entry, digits: str, known: Catalogue) -> tuple[bool, str]:
+    """What a file's hash says about it: (whether it is right, one line)."""
+    found = known.by_hash(digits)
+    if found is not None:
+        return True, f"{entry.name} is {found.name}, byte for byte (sha256 {digits[:10]}...)."
+    namesake = [vae for vae in known.entries if entry.path.name in vae.names and vae.sha256]
+    if namesake:
+        expected = " or ".join(f"{vae.sha256[:10]}..." for vae in namesake if vae.sha256)
+        return False, (
+            f"{entry.name} is called like {namesake[0].name} but is another file: sha256 {digits[:10]}... instead of "
+            f"{expected}."
+        )
+    if entry.sha256 and entry.sha256 != digits:
+        return False, f"{entry.name} changed on the disk without its date: sha256 was {entry.sha256[:10]}..."
+    return True, f"{entry.name} is not in the catalogue; all of it could be read (sha256 {digits[:10]}...)."
+
+
+def reveal_command(path: Path, platform: str = sys.platform) -> list[str]:
+    """The command that shows a file in the system's file manager."""
+    if platform == "win32":
+        return ["explorer", f"/select,{path}"]
+    return ["open", "-R", str(path)] if platform == "darwin" else ["xdg-open", str(path.parent)]

@@ -1,0 +1,151 @@
+"""Rules for the passes of the stand-alone app's jobs: encoding, the picture itself, previews; and the history."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sd_vae_kit.core.vae import load_vae
+from sd_vae_kit.errors import VaeNotFoundError
+from sd_vae_kit.pictures import picture_file as pictures
+from sd_vae_kit.standalone import app
+from sd_vae_kit.standalone.host import OWN_VAE, Folders
+from sd_vae_kit.standalone.job import Img2Img, Txt2Img
+from sd_vae_kit.vaes.catalogue import catalogue
+from sd_vae_kit.vaes.rules import Rule, dump
+
+DEMO = ROOT / "sd_vae_kit" / "standalone" / "demo"
+VIVID, TINTED = "demo_vivid.safetensors", "tinted.safetensors"
+SIDE = 64
+JOB = Txt2Img(prompt="cat", steps=4, seed=5, width=SIDE, height=SIDE, preview="TAESD")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    folders = Folders(tmp_path_factory.mktemp("data"), demo=DEMO)
+    folders.make()
+    state = load_file(DEMO / OWN_VAE)  # both demo VAEs have the same encoder
+    state["encoder.conv_in.bias"] = state["encoder.conv_in.bias"] + 0.5
+    save_file(state, folders.own_vaes / TINTED, metadata={"family": "sd1"})
+    program = app.build_program(folders, folders.data / "shown")
+    yield program
+    program.close()
+
+
+@pytest.fixture
+def host(program):
+    rules(program)
+    yield program._host
+    rules(program)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    rows, columns = np.mgrid[:SIDE, :SIDE] / SIDE
+    pixels = np.stack([np.sin(9 * rows) * 0.5 + 0.5, columns, 1 - rows * columns], axis=-1)
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    Image.fromarray((pixels * 255).astype(np.uint8)).save(path)
+    return path
+
+
+def rules(program, *listed):
+    (program.folders.data / "vae_rules.json").write_text(dump(listed), "utf-8")
+
+
+def vae(program, name):
+    folder = program.folders.own_vaes if name == TINTED else DEMO
+    return load_vae(folder / name, family="sd1", dtype=torch.float32)
+
+
+def through(program, picture, encoder, decoder):
+    """A picture encoded by one file and decoded by another, without any job."""
+    with torch.inference_mode():
+        latent = vae(program, encoder).encode(pictures.to_image(pictures.open_picture(picture).pixels))
+        return pictures.to_pixels(vae(program, decoder).decode(latent))[0]
+
+
+def same(one, other):
+    """Equal but for rounding: jobs add up in another order than the module's own forward."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max()) <= 1
+
+
+def test_each_pass_of_img2img_has_the_vae_its_rule_names(program, host, picture):
+    job = Img2Img(picture=picture, width=SIDE, height=SIDE, steps=4, seed=1, denoising_strength=0)
+    assert same(host.img2img(job).pictures[0].pixels, through(program, picture, OWN_VAE, OWN_VAE))
+    rules(program, Rule(TINTED, runs=("img2img encode",)))
+    made = host.img2img(job).pictures[0]
+    expected = through(program, picture, TINTED, OWN_VAE)
+    assert same(made.pixels, expected)
+    assert not same(expected, through(program, picture, OWN_VAE, OWN_VAE))
+    assert f"VAE: {OWN_VAE}" in made.infotext
+    assert program.top_bar().active == OWN_VAE, "the job is over"
+    rules(program, Rule(VIVID, runs=("picture",)))
+    made = host.img2img(job).pictures[0]
+    assert same(made.pixels, through(program, picture, OWN_VAE, VIVID))
+    assert f"VAE: {VIVID}" in made.infotext
+
+
+def test_an_interrupted_job_leaves_the_pictures_vae_live(program, host, picture):
+    rules(program, Rule(TINTED, runs=("img2img encode",)))
+    live = []
+
+    def interrupt(progress):
+        if progress.phase == "sampling":
+            live.append(program.top_bar().active)
+            host.interrupt()
+
+    job = Img2Img(picture=picture, width=SIDE, height=SIDE, steps=4, seed=1, denoising_strength=0.9, batch_size=1)
+    assert host.img2img(job, interrupt).is_interrupted
+    assert live[0] == TINTED
+    assert program.top_bar().active == OWN_VAE
+
+
+def previews_of(host):
+    """A latent as previews show it, and the latent."""
+    previewer = host.previewer("TAESD")
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return previewer(latent).numpy(), latent
+
+
+@pytest.mark.parametrize("name", [VIVID, "None"])
+def test_previews_are_decoded_by_the_vae_their_rule_names(program, host, name):
+    plain, latent = previews_of(host)
+    rules(program, Rule(name, runs=("preview",)))
+    shown, _ = previews_of(host)
+    with torch.inference_mode():
+        whole = pictures.to_pixels(vae(program, OWN_VAE if name == "None" else name).decode(latent))[0]
+    assert shown.shape == plain.shape == whole.shape
+    assert np.abs(shown.astype(int) - whole.astype(int)).max() <= 1
+    assert np.abs(plain.astype(int) - whole.astype(int)).max() > 1
+    made = host.txt2img(JOB).pictures[0]
+    assert f"VAE: {OWN_VAE}" in made.infotext, "previews choose for themselves only"
+
+
+def test_a_preview_rule_that_cannot_be_honoured_fails_the_job_with_one_line(program, host):
+    rules(program, Rule("gone.safetensors", runs=("preview",)))
+    with pytest.raises(VaeNotFoundError, match=r"Rule 1 of vae_rules\.json \(pass preview\)"):
+        host.txt2img(JOB)
+    rules(program, Rule("gone.safetensors", runs=("img2img encode",)))
+    assert len(host.txt2img(JOB).pictures) == 1, "a rule for another pass does not matter"
+
+
+def test_the_catalogue_says_which_checkpoint_used_a_file(program, host):
+    rules(program, Rule(VIVID))
+    host.txt2img(JOB)
+    program._swapper._pool.submit(lambda: None).result()  # it is written in the background
+    row = next(row for row in program.catalogue.rows() if row.key == VIVID)
+    assert host.checkpoint.name in row.used_by
+    assert any("rule 1" in use for use in row.used_by)
+
+
+def test_a_pasted_text_names_what_can_be_installed(program):
+    known = catalogue().find("SD VAE ft-MSE 840k")
+    pasted = program.paste(f"a cat\nSteps: 4, Seed: 1, VAE hash: {known.sha256[:10]}, VAE: theirs.safetensors")
+    assert pasted.missing == known.name
+    assert any(f'it is "{known.name}"' in note for note in pasted.notes)
+    assert program.catalogue.is_missing(known.name)
+    assert program.paste("a cat\nSteps: 4, Seed: 1, VAE hash: 0123456789, VAE: theirs.safetensors").missing == ""
+    assert program.paste("a cat\nSteps: 4, Seed: 1").missing == ""

@@ -1,0 +1,149 @@
+"""The stand-alone app's jobs run by plans: the same pictures, progress and interrupt inside a decode, the sentence."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from sd_vae_kit.core.run.sentence import plain
+from sd_vae_kit.errors import OptionError
+from sd_vae_kit.pictures import infotext
+from sd_vae_kit.pictures.picture_file import save_picture
+from sd_vae_kit.settings.job import JobTiling
+from sd_vae_kit.settings.sections import AS_SET
+from sd_vae_kit.settings.store import SettingsStore
+from sd_vae_kit.standalone.host import Folders, StandaloneHost
+from sd_vae_kit.standalone.job import Img2Img, Txt2Img, make_job
+from sd_vae_kit.standalone.paste import values_of
+
+SIDE = 256
+JOB = Txt2Img(prompt="cat", steps=2, seed=5, width=SIDE, height=SIDE, tiling="Off")
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    folders = Folders(tmp_path_factory.mktemp("data"), demo=ROOT / "sd_vae_kit" / "standalone" / "demo")
+    folders.make()
+    return StandaloneHost(folders, SettingsStore(folders.data / "settings.json"))
+
+
+def fields_of(outcome):
+    return infotext.parse(outcome.pictures[0].infotext).fields
+
+
+def pixels_of(outcome):
+    return np.stack([made.pixels for made in outcome.pictures]).astype(int)
+
+
+@pytest.mark.parametrize("how", [{"tiling": "Always stream"}, {"tiling": "Auto", "tiling_memory_mb": 1}])
+def test_pictures_in_bands_are_the_same_pictures(host, tmp_path, how):
+    own = host.txt2img(replace(JOB, batch_size=2))
+    made = host.txt2img(replace(JOB, batch_size=2, **how))
+    assert host.runner.last["decoder"].bands > 1
+    assert abs(pixels_of(made) - pixels_of(own)).max() <= 1
+    assert fields_of(made)["VAE Kit tiling"].startswith("stream")
+    assert fields_of(made)["VAE tiling"] == how["tiling"]
+    assert "VAE Kit tiling" not in fields_of(own)
+
+    save_picture(tmp_path / "a.png", own.pictures[0].pixels)
+    again = Img2Img(**{**vars(JOB), "picture": tmp_path / "a.png", "denoising_strength": 0.3})
+    own, made = host.img2img(again), host.img2img(replace(again, **how))
+    assert abs(pixels_of(made) - pixels_of(own)).max() <= 1
+    assert fields_of(made)["VAE Kit tiling of encode"].startswith("stream")
+    assert "VAE Kit tiling of encode" not in fields_of(own)
+
+
+def test_the_settings_hold_where_the_job_chooses_nothing(host):
+    by_settings = replace(JOB, tiling="As in Settings")
+    assert "VAE Kit tiling" not in fields_of(host.txt2img(by_settings))
+    try:
+        host.store.update({"vae_kit_tiling_mode": "Always stream"})
+        made = fields_of(host.txt2img(by_settings))
+        assert made["VAE Kit tiling"].startswith("stream in ")
+        assert "VAE tiling" not in made
+        host.store.update({"vae_kit_tiling_decoder": False})
+        assert "VAE Kit tiling" not in fields_of(host.txt2img(by_settings))
+    finally:
+        host.store.update({"vae_kit_tiling_mode": "Auto", "vae_kit_tiling_decoder": True})
+
+
+def test_progress_grows_inside_a_decode(host):
+    seen = []
+    host.txt2img(replace(JOB, batch_size=2, tiling="Always stream"), seen.append)
+    decoding = [p.step for p in seen if p.phase == "decoding"]
+    assert decoding == sorted(decoding)
+    assert (decoding[0], decoding[-1]) == (0, 100)
+    assert len({step for step in decoding if step < 50}) > 5, "of the first picture"
+    assert len({step for step in decoding if step > 50}) > 5, "of the second"
+
+
+def test_an_interrupt_inside_a_decode_gives_the_preview(host):
+    whole = pixels_of(host.txt2img(JOB))[0]
+
+    def interrupt(progress):
+        if progress.phase == "decoding" and progress.step > 20:
+            host.interrupt()
+
+    outcome = host.txt2img(replace(JOB, batch_size=3, tiling="Always stream"), interrupt)
+    assert outcome.is_interrupted
+    (made,) = pixels_of(outcome)
+    assert made.shape == (SIDE, SIDE, 3)
+    assert 1 < abs(made - whole).mean() < 25, "not the picture itself, but like it"
+    assert "VAE Kit tiling" not in fields_of(outcome)
+    assert not host.txt2img(replace(JOB, steps=1)).is_interrupted
+
+
+def test_a_tiling_that_a_text_speaks_of_is_pasted():
+    text = "cat\nSteps: 2, Seed: 7, Size: 64x64, VAE tiling: Always stream, VAE memory budget: 300"
+    values, notes = values_of(infotext.parse(text))
+    assert (values["tiling"], values["tiling_memory_mb"], values["tiling_parts"]) == ("Always stream", 300, AS_SET)
+    assert not notes
+    values, notes = values_of(infotext.parse(text.replace("Always stream", "Rarely").replace("300", "few")))
+    assert "tiling" not in values
+    assert [note.split(" (")[0] for note in notes] == ["VAE tiling", "VAE memory budget"]
+
+
+def test_an_interrupt_while_sampling_still_decodes_to_the_end(host):
+    def interrupt(progress):
+        if progress.phase == "sampling":
+            host.interrupt()
+
+    outcome = host.txt2img(replace(JOB, steps=8, tiling="Always stream"), interrupt)
+    assert outcome.is_interrupted
+    assert fields_of(outcome)["VAE Kit tiling"].startswith("stream")
+
+
+def test_an_interrupt_inside_an_encode_has_no_picture(host, tmp_path):
+    save_picture(tmp_path / "a.png", host.txt2img(JOB).pictures[0].pixels)
+
+    def interrupt(progress):
+        if progress.phase == "encoding" and progress.step > 20:
+            host.interrupt()
+
+    job = Img2Img(prompt="cat", steps=2, width=SIDE, height=SIDE, tiling="Always stream", picture=tmp_path / "a.png")
+    outcome = host.img2img(job, interrupt)
+    assert (outcome.is_interrupted, outcome.pictures) == (True, ())
+
+
+def test_what_went_wrong_on_the_way_is_said(host, monkeypatch):
+    host.first_stage.decoder.mid.forward = host.first_stage.decoder.mid.forward
+    try:
+        made = host.txt2img(replace(JOB, tiling="Always stream"))
+    finally:
+        del host.first_stage.decoder.mid.forward
+    assert "VAE Kit tiling" not in fields_of(made)
+    (notice,) = host.take_notices()
+    assert "is run whole by its own forward: decoder.mid was changed by another extension" in notice.text
+
+
+def test_the_sentence_is_of_the_live_vae_and_the_jobs_choice(host):
+    assert plain(host.forecast((1024, 1536), JobTiling())).startswith("1536x1024 with this VAE: about ")
+    assert plain(host.forecast((1024, 1536), JobTiling("Always stream"))).endswith(", same picture")
+    assert plain(host.forecast((64, 64), JobTiling("Off"))).endswith("tiling is off, will run whole")
+
+
+@pytest.mark.parametrize("wrong", [{"tiling": "Sometimes"}, {"tiling_memory_mb": -1}, {"tiling_parts": "None of it"}])
+def test_a_choice_that_does_not_exist_is_refused(wrong):
+    with pytest.raises(OptionError):
+        make_job(Txt2Img, wrong)
