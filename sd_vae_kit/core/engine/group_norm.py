@@ -20,6 +20,7 @@ from sd_vae_kit.core.engine.layer_call import call_module
 from sd_vae_kit.core.plan.devices import traits
 from sd_vae_kit.errors import UnsupportedVaeError
 
+NO_EPSILON = 1e-30  # torch 2.10 refuses 0; 1 + 1e-30 is 1 in every type, so nothing is added
 OFFSET_LIMIT = 8.0  # mean/std from which fp32 sums of one band are taken again about their mean
 
 
@@ -125,7 +126,7 @@ class ScaleShift:
         """Apply to x (1, C, h, W): a new tensor of the same shape, dtype and layout; computed in fp32."""
         if traits(x.device).has_affine_kernel and not (x.device.type == "cpu" and x.dtype == torch.float16):
             # inference batch norm is torch's one-pass kernel for this, with fp32 parameters on bf16 data
-            return F.batch_norm(x, self.zeros, self.ones, self.scale, self.shift, False, 0.0, 0.0)
+            return F.batch_norm(x, self.zeros, self.ones, self.scale, self.shift, False, 0.0, NO_EPSILON)
         scale, shift = self.scale[:, None, None], self.shift[:, None, None]
         return dense(torch.addcmul(shift, x.to(scale.dtype), scale).to(x.dtype))
 
