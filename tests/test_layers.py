@@ -16,7 +16,8 @@ NEVER = {"ldm", "sgm"}  # the host's own copies differ from host to host; its mo
 
 BASE = {"errors", "wording", "settings", "state"}
 NUMBERS = {"core.networks", "core.graph", "core.plan"}  # of a network, of a run: no activations
-CORE = {"core.networks", "core.files", "core.graph", "core.plan", "core.engine", "core.run", "core"}
+WORDS = {"errors", "core.halves"}  # what every room of core may name
+CORE = {"core.halves", "core.networks", "core.files", "core.graph", "core.plan", "core.engine", "core.run", "core"}
 VAES = BASE | CORE | {"vaes", "download", "pictures"}
 
 # room: (own rooms below it, third-party packages); "core" is the files of core/ that lie in none of its rooms
@@ -25,12 +26,13 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "wording": (set(), set()),
     "state": ({"errors"}, set()),
     "settings": ({"errors", "state"}, set()),
-    "core.networks": ({"errors"}, TORCH),
-    "core.files": (BASE | {"core.networks"}, TORCH),
-    "core.graph": ({"errors"}, {"torch"}),
-    "core.plan": ({"errors", "core.graph"}, {"torch", "psutil"}),  # psutil: the last resort for the size of free memory
-    "core.engine": ({"errors", "core.graph", "core.plan"}, {"torch"}),
-    "core.run": (BASE | {"core.graph", "core.plan", "core.engine"}, {"torch"}),
+    "core.halves": (set(), set()),
+    "core.networks": (WORDS, TORCH),
+    "core.files": (BASE | WORDS | {"core.networks"}, TORCH),
+    "core.graph": (WORDS, {"torch"}),
+    "core.plan": (WORDS | {"core.graph"}, {"torch", "psutil"}),  # psutil: the last resort for the size of free memory
+    "core.engine": (WORDS | {"core.graph", "core.plan"}, {"torch"}),
+    "core.run": (BASE | WORDS | {"core.graph", "core.plan", "core.engine"}, {"torch"}),
     "core": (BASE | CORE - {"core"}, TORCH),
     "pictures": ({"errors"}, {"PIL", "numpy", "torch"}),
     "download": (BASE, {"requests"}),

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from sd_vae_kit.cli.measurement import Measured, measure
 from sd_vae_kit.cli.vae_choice import Chosen
 from sd_vae_kit.core.files.checkpoint import dtype_name
+from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.plan.plan import OnStep
 from sd_vae_kit.core.run.oom_retry import is_out_of_memory
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
@@ -133,10 +133,8 @@ def _report(done: RunReport | None, dtype: str, cost: Measured, vae_sha256: str,
     )
 
 
-def _network(
-    vae: Vae, runner: VaeRunner, tiling: TilingSettings, on_step: OnStep
-) -> Callable[[Literal["encoder", "decoder"], Tensor], Tensor]:
-    def network(half: Literal["encoder", "decoder"], x: Tensor) -> Tensor:
+def _network(vae: Vae, runner: VaeRunner, tiling: TilingSettings, on_step: OnStep) -> Callable[[Half, Tensor], Tensor]:
+    def network(half: Half, x: Tensor) -> Tensor:
         return runner.run(
             vae.module, half, x, dtype=x.dtype, device=x.device, tiling=tiling, on_step=on_step,
             precision=Precision(label=vae.label),

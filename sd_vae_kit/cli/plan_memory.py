@@ -11,7 +11,8 @@ from sd_vae_kit.cli.network_run import tiling_of
 from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.cli.vae_choice import best_device, open_library, read, to_dtype
 from sd_vae_kit.core.files.checkpoint import dtype_name
-from sd_vae_kit.core.run.runner import Part, graph_of, most_bands, planned
+from sd_vae_kit.core.halves import Half
+from sd_vae_kit.core.run.runner import graph_of, most_bands, planned
 from sd_vae_kit.core.run.sentence import plain, sentence, stepped_aside
 from sd_vae_kit.core.vae import build, compute_dtype
 from sd_vae_kit.errors import OptionError, StepAsideError
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> Outcome:
 
 
 def _facts(
-    module: torch.nn.Module, part: Part, shape: tuple[int, ...], size: tuple[int, int], dtype: torch.dtype,
+    module: torch.nn.Module, part: Half, shape: tuple[int, ...], size: tuple[int, int], dtype: torch.dtype,
     device: torch.device, tiling: TilingSettings,
 ) -> dict[str, object]:  # fmt: skip
     """One half's prediction.  A network that cannot be planned has no numbers, and says why."""

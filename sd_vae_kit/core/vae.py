@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from sd_vae_kit.core.files import key_names as layouts
 from sd_vae_kit.core.files.checkpoint import TensorInfo, main_dtype, read_header, read_tensors
 from sd_vae_kit.core.files.detect import Detection, Kind, detect, expected_shapes, fitting_families
 from sd_vae_kit.core.files.identity import blank, non_finite
-from sd_vae_kit.core.files.key_names import Part
+from sd_vae_kit.core.halves import Half, Part
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, split_moments
 from sd_vae_kit.core.networks.latent_format import FORMATS, LatentFormat, family_label
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder
@@ -30,7 +29,7 @@ COMPUTE_DTYPES = {
 }
 
 
-NetworkCall = Callable[[Literal["encoder", "decoder"], Tensor], Tensor]
+NetworkCall = Callable[[Half, Tensor], Tensor]
 """Runs one half on an input that has the module's device and dtype, and gives what its own forward would."""
 
 
@@ -192,7 +191,7 @@ class Vae:
             return self._run("decoder", latent.to(device, dtype)).to(latent) * 2 - 1
         return self._run("decoder", self.latent_format.to_z(latent).to(device, dtype)).to(latent)
 
-    def _run(self, half: Literal["encoder", "decoder"], x: Tensor) -> Tensor:
+    def _run(self, half: Half, x: Tensor) -> Tensor:
         if self.network is not None:
             return self.network(half, x)
         return self.module.encode(x) if half == "encoder" else self.module.decode(x)

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from sd_vae_kit.core.engine.overflow import check_weights
+from sd_vae_kit.core.halves import HALVES, Half
 from sd_vae_kit.core.plan.plan import OnStep
 from sd_vae_kit.core.run.forecast import forecast
 from sd_vae_kit.core.run.precision import Policy
 from sd_vae_kit.core.run.precision_policy import INFOTEXT_KEYS as PRECISION_KEYS
 from sd_vae_kit.core.run.precision_policy import Precision, policy_of
-from sd_vae_kit.core.run.runner import INFOTEXT_KEYS, Part, RunReport, VaeRunner, graph_of
+from sd_vae_kit.core.run.runner import INFOTEXT_KEYS, RunReport, VaeRunner, graph_of
 from sd_vae_kit.core.run.sentence import stepped_aside
 from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError
 from sd_vae_kit.hosts.multidiffusion_compat import TileSizes
@@ -33,8 +34,6 @@ from sd_vae_kit.settings.job import JobTiling
 from sd_vae_kit.settings.sections import Settings, TilingSettings
 from sd_vae_kit.vaes.host_protocol import Level
 from sd_vae_kit.wording import Piece
-
-PARTS: tuple[Part, ...] = ("encoder", "decoder")
 
 
 class InterceptedHost(ABC):
@@ -117,7 +116,7 @@ class RunningJob:
 
     p: Any
     is_cut: bool = False
-    reports: dict[Part, RunReport] = field(default_factory=dict)
+    reports: dict[Half, RunReport] = field(default_factory=dict)
 
 
 class VaeInterceptor:
@@ -217,7 +216,7 @@ class VaeInterceptor:
         """Whether this thread's calls are left to the program."""
         return bool(getattr(self._here, "is_aside", False))
 
-    def precision(self, network: nn.Module, part: Part) -> Precision:
+    def precision(self, network: nn.Module, part: Half) -> Precision:
         """What one call may do, and what messages call the VAE of this half."""
         vae = next((vae for vae in self._vaes() if getattr(vae, part, None) is network), network)
         before = getattr(vae, "post_quant_conv", None) if part == "decoder" else None
@@ -229,7 +228,7 @@ class VaeInterceptor:
         return self.job_tiling.over(self.owner.settings.tiling)
 
     def tiling_for(
-        self, network: nn.Module, part: Part, dtype: torch.dtype, device: torch.device
+        self, network: nn.Module, part: Half, dtype: torch.dtype, device: torch.device
     ) -> TilingSettings | None:
         """The settings for one call; None where it is left to the program.
 
@@ -260,14 +259,14 @@ class VaeInterceptor:
         found = (self.owner.first_stage_of(model) for model in self.owner.models())
         return (vae for vae in found if vae is not None)
 
-    def _networks(self) -> Iterator[tuple[Part, nn.Module]]:
+    def _networks(self) -> Iterator[tuple[Half, nn.Module]]:
         for vae in self._vaes():
-            for part in PARTS:
+            for part in HALVES:
                 network = getattr(vae, part, None)
                 if isinstance(network, nn.Module):
                     yield part, network
 
-    def _part_of(self, network: object) -> Part | None:
+    def _part_of(self, network: object) -> Half | None:
         return next((part for part, known in self._networks() if known is network), None)
 
     def _forward(
@@ -311,7 +310,7 @@ class VaeInterceptor:
             if other is not None:
                 self.say_who_tiles(other)
 
-    def _run(self, network: nn.Module, part: Part, x: Tensor, dtype: torch.dtype, tiling: TilingSettings) -> Tensor:
+    def _run(self, network: nn.Module, part: Half, x: Tensor, dtype: torch.dtype, tiling: TilingSettings) -> Tensor:
         make_room = None if self.is_preview else self.owner.make_room
         try:
             with self._watched(part) as on_step:
@@ -338,7 +337,7 @@ class VaeInterceptor:
             check_weights(graph_of(encoder, "encoder"), self.owner.label_of(vae), [layer])
 
     @contextmanager
-    def _watched(self, part: Part) -> Iterator[OnStep | None]:
+    def _watched(self, part: Half) -> Iterator[OnStep | None]:
         """Progress for the page, and whether to go on: a job that was stopped before is decoded to its end."""
         job = self._job
         if job is None:
@@ -359,7 +358,7 @@ class VaeInterceptor:
         finally:
             self.owner.show_progress(None)
 
-    def _note(self, part: Part) -> None:
+    def _note(self, part: Half) -> None:
         """Say what went wrong on the way, and write into the infotext how the picture was made."""
         report, job = self.runner.mine, self._job
         if report is None:
@@ -398,4 +397,4 @@ def other_forward(network: nn.Module) -> object | None:
     return own
 
 
-VERBS: dict[Part, str] = {"encoder": "encode", "decoder": "decode"}
+VERBS: dict[Half, str] = {"encoder": "encode", "decoder": "decode"}

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.plan.cost import predict
 from sd_vae_kit.core.plan.planner import whole_plan
-from sd_vae_kit.core.run.runner import MB, Part, graph_of
+from sd_vae_kit.core.run.runner import MB, graph_of
 from sd_vae_kit.errors import OptionError, UnsupportedVaeError
 from sd_vae_kit.settings.sections import TilingSettings
 
@@ -34,7 +35,7 @@ class TileSizes:
     decoder: int
 
     def budget(
-        self, tiling: TilingSettings, network: nn.Module, part: Part, dtype: torch.dtype, device: torch.device
+        self, tiling: TilingSettings, network: nn.Module, part: Half, dtype: torch.dtype, device: torch.device
     ) -> TilingSettings:
         """`tiling`, switched on, with the memory that one tile takes as its budget."""
         graph = graph_of(network, part)

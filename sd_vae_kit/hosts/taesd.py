@@ -17,6 +17,7 @@ from modules import devices, shared
 from torch import Tensor
 from torch.nn import functional as F
 
+from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.networks.latent_format import FORMATS, pack
 from sd_vae_kit.core.preview import LINEAR_RGB, linear_rgb
 from sd_vae_kit.core.run.runner import RunReport, VaeRunner
@@ -24,7 +25,7 @@ from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import SettingError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.settings.sections import FULL, TAESD, TilingSettings
 from sd_vae_kit.vaes.library import Folder, Library
-from sd_vae_kit.vaes.tiny import Half, TinyVaes
+from sd_vae_kit.vaes.tiny import TinyVaes
 
 if TYPE_CHECKING:
     from sd_vae_kit.hosts.base import WebuiHost

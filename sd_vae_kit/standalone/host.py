@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.preview import FIRST_CELLS, Previewer
 from sd_vae_kit.core.preview_worker import Previews
 from sd_vae_kit.core.run import precision_policy as precision
 from sd_vae_kit.core.run.forecast import forecast
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
 from sd_vae_kit.core.run.precision_policy import policy_of
-from sd_vae_kit.core.run.runner import Part, RunReport, VaeRunner
+from sd_vae_kit.core.run.runner import RunReport, VaeRunner
 from sd_vae_kit.core.vae import Vae, load_vae, make_vae
 from sd_vae_kit.errors import OptionError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.pictures.picture_file import Pixels
@@ -35,7 +36,7 @@ from sd_vae_kit.vaes.call_gate import CallGate
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Level
 from sd_vae_kit.vaes.library import Entry, Library
 from sd_vae_kit.vaes.rules import Run
-from sd_vae_kit.vaes.tiny import Half, TinyVaes
+from sd_vae_kit.vaes.tiny import TinyVaes
 from sd_vae_kit.wording import Piece
 
 OWN_VAE, TINY_DECODER = "demo_natural.safetensors", "demo_tiny_decoder.safetensors"
@@ -141,7 +142,7 @@ class StandaloneHost:
         self._interrupt = threading.Event()
         self._notices: list[Notice] = []
         self.runner = VaeRunner(PrecisionFixesFile(self.folders.data / "cache" / precision.FILE_NAME))
-        self._reports: dict[Part, RunReport] = {}  # of the running job
+        self._reports: dict[Half, RunReport] = {}  # of the running job
         self._preview_seconds = 0.0  # what the last preview of the last job took
         self._preview_cells = FIRST_CELLS
 

@@ -8,10 +8,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.run.precision import Policy
 from sd_vae_kit.core.run.precision_policy import INFOTEXT_KEYS as PRECISION_KEYS
 from sd_vae_kit.core.run.precision_policy import Precision
-from sd_vae_kit.core.run.runner import INFOTEXT_KEYS, Part, RunReport, VaeRunner
+from sd_vae_kit.core.run.runner import INFOTEXT_KEYS, RunReport, VaeRunner
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import StepAsideError
 from sd_vae_kit.settings.job import JobTiling
@@ -28,7 +29,7 @@ class Notify(Protocol):
 
 
 def tiled(
-    vae: Vae, runner: VaeRunner, tiling: TilingSettings, policy: Policy, reports: dict[Part, RunReport],
+    vae: Vae, runner: VaeRunner, tiling: TilingSettings, policy: Policy, reports: dict[Half, RunReport],
     on_band: OnBand, notify: Notify,
 ) -> Vae:  # fmt: skip
     """A copy of `vae` whose halves are run by `runner`.
@@ -48,7 +49,7 @@ def tiled(
         done_before[0] = percent
         return on_band(done / max(1, total))
 
-    def network(half: Part, x: Tensor) -> Tensor:
+    def network(half: Half, x: Tensor) -> Tensor:
         module = vae.module
         try:
             result = runner.run(
@@ -72,7 +73,7 @@ def tiled(
     return run
 
 
-def tiling_fields(job: JobTiling, reports: dict[Part, RunReport]) -> dict[str, str]:
+def tiling_fields(job: JobTiling, reports: dict[Half, RunReport]) -> dict[str, str]:
     """What a job chose, and how its picture was made where that was in bands."""
     done = {INFOTEXT_KEYS[part]: report.infotext for part, report in reports.items() if report.is_streamed}
     rescued = {PRECISION_KEYS[part]: report.precision_infotext for part, report in reports.items() if report.precision}

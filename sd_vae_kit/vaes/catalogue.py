@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from sd_vae_kit.core.halves import Part
 from sd_vae_kit.core.networks.latent_format import FORMATS, family_label
 from sd_vae_kit.errors import OptionError, VaeNotFoundError
 
@@ -25,7 +26,6 @@ MIB = 2**20
 SIZE_LIMITS = {"tiny": 64 * MIB, "kl": 1024 * MIB, "other": 3072 * MIB}
 
 Kind = Literal["kl", "tiny", "other"]
-Part = Literal["both", "encoder", "decoder"]
 
 
 @dataclass(frozen=True)

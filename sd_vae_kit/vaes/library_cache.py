@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from sd_vae_kit import __version__
 from sd_vae_kit.core.files.detect import Kind, LayoutName
-from sd_vae_kit.core.files.key_names import Part
+from sd_vae_kit.core.halves import Part
 from sd_vae_kit.errors import VaeNotFoundError
 
 State = Literal["ok", "broken", "unsupported", "unsafe"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
 
 import torch
 
+from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.networks.latent_format import FORMATS, split_family
 from sd_vae_kit.core.vae import Vae, make_vae
 from sd_vae_kit.errors import VaeKitError, VaeNotFoundError
@@ -20,8 +20,6 @@ from sd_vae_kit.settings.sections import GuardSettings
 from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.library import Entry, Library
-
-Half = Literal["encoder", "decoder"]
 
 KEPT = 4  # networks in memory; a few MB each
 PUBLISHED = {"sd1": "taesd", "sdxl": "taesdxl", "sd3": "taesd3", "flux": "taef1", "flux2": "taef2", "sana": "taesana"}

@@ -25,8 +25,9 @@ from torch import Tensor
 from sd_vae_kit import __version__
 from sd_vae_kit.core.files.detect import parameter_counts
 from sd_vae_kit.core.files.latent_file import NAME, LatentFile, check_latent
+from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.run.precision_policy import Precision
-from sd_vae_kit.core.run.runner import Part, VaeRunner
+from sd_vae_kit.core.run.runner import VaeRunner
 from sd_vae_kit.core.vae import Vae, build, choose_format
 from sd_vae_kit.errors import LatentFileError, PictureError, StepAsideError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.pictures.picture_file import crop, open_picture, png_bytes, reflect_pad, to_image, to_pixels
@@ -268,7 +269,7 @@ class Api:
         done: dict[str, Any] = {}
         tiling, runner = self._backend.tiling, VaeRunner()
 
-        def network(half: Part, x: Tensor) -> Tensor:
+        def network(half: Half, x: Tensor) -> Tensor:
             try:
                 result = runner.run(
                     vae.module,

@@ -19,10 +19,10 @@ import torch
 
 from sd_vae_kit.core.files import key_names as layouts
 from sd_vae_kit.core.files.checkpoint import TensorInfo
-from sd_vae_kit.core.files.key_names import Part
+from sd_vae_kit.core.halves import HALVES, Half, Part
 from sd_vae_kit.core.networks.autoencoder import NORM_GROUPS, AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.core.networks.latent_format import FORMATS, split_family
-from sd_vae_kit.core.networks.taesd import Half, TinyAutoencoder, TinyConfig, Variant, numbered_convs
+from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig, Variant, numbered_convs
 from sd_vae_kit.errors import BrokenVaeError, UnsupportedVaeError
 
 Kind = Literal["kl", "tiny"]
@@ -129,7 +129,6 @@ def _from_diffusers(names: Collection[str]) -> dict[str, str | None]:
     return {name: layouts.kl_from_diffusers(name, levels) for name in names}
 
 
-_TINY_HALVES: tuple[Half, ...] = ("encoder", "decoder")
 _TINY_VARIANTS: tuple[Variant, ...] = ("plain", "f32")  # "pooled" has the modules of "plain"
 
 
@@ -148,7 +147,7 @@ _tiny_convs = cache(numbered_convs)
 
 def _from_taesd(names: Collection[str]) -> dict[str, str | None]:
     numbers = {int(m[1]) for n in names if (m := re.match(r"^(\d{1,2})\.weight$", n))}
-    half, _ = _nearest_tiny(numbers, _TINY_HALVES)
+    half, _ = _nearest_tiny(numbers, HALVES)
     return {name: layouts.tiny_from_taesd(name, half) for name in names}
 
 
@@ -403,7 +402,7 @@ class _Shapes:
         return count
 
 
-def _net_config(shapes: _Shapes, half: Literal["encoder", "decoder"]) -> NetConfig:
+def _net_config(shapes: _Shapes, half: Half) -> NetConfig:
     side = {"encoder": "down", "decoder": "up"}[half]
     levels = shapes.count(rf"{half}\.{side}\.(\d+)\.", LEVEL_LIMIT)
     blocks = shapes.count(rf"{half}\.{side}\.\d+\.block\.(\d+)\.", BLOCK_LIMIT)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Part = Literal["both", "encoder", "decoder"]
+from sd_vae_kit.core.halves import Part
 
 # What programs put in front of a VAE's names, in any combination ("model.first_stage_model.encoder...").
 PREFIX_PARTS = (

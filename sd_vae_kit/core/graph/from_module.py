@@ -8,8 +8,6 @@ padding modes, hooks and weights between calls.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import nn
 
 from sd_vae_kit.core.graph.builder import Builder, has
@@ -17,6 +15,7 @@ from sd_vae_kit.core.graph.from_diffusers import graph_from_diffusers
 from sd_vae_kit.core.graph.from_ldm import graph_from_ldm
 from sd_vae_kit.core.graph.from_tiny import graph_from_tiny
 from sd_vae_kit.core.graph.nodes import AttentionStep, Conv, LayerGraph, Step
+from sd_vae_kit.core.halves import Half
 from sd_vae_kit.errors import UnsupportedVaeError
 
 __all__ = ["AttentionStep", "Conv", "LayerGraph", "Step", "decoder_graph", "encoder_graph"]
@@ -46,7 +45,7 @@ def encoder_graph(vae: nn.Module) -> LayerGraph:
     return _graph(vae, "encoder")
 
 
-def _graph(vae: nn.Module, part: Literal["encoder", "decoder"]) -> LayerGraph:
+def _graph(vae: nn.Module, part: Half) -> LayerGraph:
     network = getattr(vae, part, None)
     owner: nn.Module | None = vae
     if not isinstance(network, nn.Module):

@@ -19,11 +19,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sd_vae_kit.core.halves import Half
+
 LATENT_LIMIT = 3.0  # the decoder squashes its input smoothly into (-3, 3)
 POOL_GROUPS = 4  # of the GroupNorm in TAEF2's blocks, over four times the block's channels
 
 Variant = Literal["plain", "pooled", "f32"]
-Half = Literal["encoder", "decoder"]
 
 
 @dataclass(frozen=True)

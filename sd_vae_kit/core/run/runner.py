@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_vae_kit.core.graph.from_module import LayerGraph, decoder_graph, encoder_graph
+from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.plan.cost import predict
 from sd_vae_kit.core.plan.plan import OnStep, Plan, RunStats
 from sd_vae_kit.core.plan.planner import PlanReport, choose_plan
@@ -31,13 +32,12 @@ from sd_vae_kit.core.run.weights_key import weights_key
 from sd_vae_kit.errors import NoMemoryError, PlanError, StepAsideError, UnsupportedVaeError
 from sd_vae_kit.settings.sections import TILING_MODES, TilingSettings
 
-Part = Literal["encoder", "decoder"]
 MakeRoom = Callable[[int], bool]
 
 MB = 2**20
 SMALLEST_BAND = 4096  # bytes
 # written only where a picture was streamed
-INFOTEXT_KEYS: dict[Part, str] = {"decoder": "VAE Kit tiling", "encoder": "VAE Kit tiling of encode"}
+INFOTEXT_KEYS: dict[Half, str] = {"decoder": "VAE Kit tiling", "encoder": "VAE Kit tiling of encode"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RunReport:
         precision: One sentence on it, "" if nothing was done; `precision_infotext` for a picture's parameters.
     """
 
-    part: Part
+    part: Half
     plan: str
     bands: int
     steps: int
@@ -100,7 +100,7 @@ class RunReport:
         return {**dataclasses.asdict(self), "failures": list(self.failures)}
 
 
-def graph_of(network: nn.Module, part: Part) -> LayerGraph:
+def graph_of(network: nn.Module, part: Half) -> LayerGraph:
     """The steps of a network.
 
     Args:
@@ -164,12 +164,12 @@ class VaeRunner:
     def __init__(self, needs: PrecisionFixesFile | None = None) -> None:
         self.needs = PrecisionFixesFile(None) if needs is None else needs
         self._keys: weakref.WeakKeyDictionary[nn.Module, tuple[object, str]] = weakref.WeakKeyDictionary()
-        self.last: dict[Part, RunReport] = {}
+        self.last: dict[Half, RunReport] = {}
         self._here = threading.local()
 
     def status(self) -> dict[str, object]:
         """What the last encode and decode did, for the HTTP API."""
-        parts: dict[str, Part] = {"last_encode": "encoder", "last_decode": "decoder"}
+        parts: dict[str, Half] = {"last_encode": "encoder", "last_decode": "decoder"}
         return {name: self.last[part].as_dict() if part in self.last else None for name, part in parts.items()}
 
     @property
@@ -180,7 +180,7 @@ class VaeRunner:
     def run(
         self,
         network: nn.Module,
-        part: Part,
+        part: Half,
         x: Tensor,
         *,
         dtype: torch.dtype,
@@ -251,7 +251,7 @@ class VaeRunner:
 
 
 def _report(
-    part: Part, chosen: PlanReport, stats: RunStats, done: Guarded, tiling: TilingSettings, began: float
+    part: Half, chosen: PlanReport, stats: RunStats, done: Guarded, tiling: TilingSettings, began: float
 ) -> RunReport:
     found = done.report
     return RunReport(

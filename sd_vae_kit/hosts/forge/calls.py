@@ -12,11 +12,12 @@ import torch
 from backend import memory_management
 from torch import Tensor, nn
 
-from sd_vae_kit.core.run.runner import MB, Part, graph_of, planned
+from sd_vae_kit.core.halves import Half
+from sd_vae_kit.core.run.runner import MB, graph_of, planned
 from sd_vae_kit.errors import NoMemoryError, StepAsideError
 from sd_vae_kit.hosts.a1111.calls import A1111Calls
 
-ESTIMATES: dict[str, tuple[str, Part]] = {
+ESTIMATES: dict[str, tuple[str, Half]] = {
     "decode": ("memory_used_decode", "decoder"),
     "encode": ("memory_used_encode", "encoder"),
 }
@@ -85,7 +86,7 @@ class ForgeCalls(A1111Calls):
         return (image * 0.5 + 0.5).movedim(1, -1).to(vae.output_device)
 
     @contextmanager
-    def _our_estimate(self, vae: Any, attribute: str, part: Part) -> Iterator[None]:
+    def _our_estimate(self, vae: Any, attribute: str, part: Half) -> Iterator[None]:
         """The program makes room for what we predict; its own numbers are those of the whole picture.
 
         Not by `Patches`: it would keep the object, and with it a dropped model's weights.
@@ -98,7 +99,7 @@ class ForgeCalls(A1111Calls):
         finally:
             setattr(vae, attribute, own)
 
-    def _estimate(self, vae: Any, part: Part, shape: Sequence[int], dtype: torch.dtype) -> float | None:
+    def _estimate(self, vae: Any, part: Half, shape: Sequence[int], dtype: torch.dtype) -> float | None:
         """Bytes for one picture; the program decides by them how many it hands over at once.  None: not ours to say."""
         network, device = getattr(vae.first_stage_model, part, None), torch.device(vae.device)
         if network is None or len(shape) != 4:
