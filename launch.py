@@ -1,4 +1,4 @@
-"""Start VAE Kit: makes `.venv` beside this file, installs the pinned requirements once, then hands over.
+"""Start VAE Kit: makes `.venv` beside this file, installs the locked requirements once, then hands over.
 
     python launch.py [options]           the app (options: python launch.py --help)
     python launch.py cli COMMAND ...     the command line: inspect, encode, decode, convert, compare, plan
@@ -22,6 +22,7 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -29,18 +30,9 @@ from typing import NoReturn, TextIO
 OLDEST, NEWEST = (3, 10), (3, 14)  # newest: the pinned torch and numpy have builds up to here
 USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
-# Run in the new environment, because Python 3.10 has no tomllib but every pip for 3.10 brings tomli.
-READ_REQUIREMENTS = """
-import json, sys
-try:
-    import tomllib
-except ModuleNotFoundError:
-    from pip._vendor import tomli as tomllib
-with open(sys.argv[1], "rb") as file:
-    project = tomllib.load(file)["project"]
-extras = [line for name in sys.argv[2:] for line in project["optional-dependencies"][name]]
-print(json.dumps(project["dependencies"] + extras))
-"""
+# Exact versions, as pip reads them; pyproject.toml has the ranges that the package itself asks for.
+APP_LOCK = "requirements.lock"
+LOCKS = {"test": "requirements-test.lock"}  # by extra, installed beside the app's
 
 # `python -I -m sd_vae_kit` would not find the package, and without -I a stray torch.py in the user's folder would be
 # imported instead of torch.
@@ -61,7 +53,7 @@ class Environment:
     """The virtual environment beside launch.py.
 
     Attributes:
-        root: Folder of launch.py and pyproject.toml.
+        root: Folder of launch.py and the lock files.
     """
 
     root: Path
@@ -84,9 +76,9 @@ class Environment:
         """Exists while pip runs; if it is found at a start, pip was killed and may have left half a package."""
         return self.folder / "vae-kit-installing"
 
-    @property
-    def pyproject(self) -> Path:
-        return self.root / "pyproject.toml"
+    def locks(self, extras: Iterable[str]) -> list[Path]:
+        """The lock files that `extras` need, the app's own first."""
+        return [self.root / name for name in (APP_LOCK, *(LOCKS[extra] for extra in extras))]
 
 
 # --- what is wrong before anything is tried -------------------------------------------------------------------------
@@ -114,19 +106,22 @@ def _dotted(version: tuple[int, ...]) -> str:
 # --- environment ----------------------------------------------------------------------------------------------------
 
 
-def requirements_text(environment: Environment) -> str:
-    """The `[project]` tables of pyproject.toml as text: what the stamp is made from.
+def requirements(locks: Iterable[Path]) -> list[str]:
+    """The lines of lock files that name a requirement, without comments.
 
-    Text, because it must work without a TOML parser on Python 3.10 and cost nothing at every start.
+    The launcher counts them and makes the stamp from them; pip reads the files itself.
+
+    Raises:
+        LaunchError: A lock file cannot be read.
     """
-    try:
-        text = environment.pyproject.read_text("utf-8")
-    except OSError as error:
-        raise LaunchError(
-            f"Cannot read {environment.pyproject} ({error.strerror}); is this a complete copy?"
-        ) from error
-    tables = re.split(r"^(?=\[)", text, flags=re.MULTILINE)
-    return "".join(table for table in tables if re.match(r"\[project[].]", table))
+    found: list[str] = []
+    for lock in locks:
+        try:
+            lines = lock.read_text("utf-8").splitlines()
+        except OSError as error:
+            raise LaunchError(f"Cannot read {lock} ({error.strerror}); is this a complete copy?") from error
+        found += [text for text in (line.split("#")[0].strip() for line in lines) if text]
+    return found
 
 
 def interpreter(environment: Environment) -> str:
@@ -139,7 +134,8 @@ def interpreter(environment: Environment) -> str:
 
 
 def fingerprint(environment: Environment) -> str:
-    text = f"{requirements_text(environment)}\n{interpreter(environment)}"
+    lines = [*requirements(environment.locks(LOCKS)), interpreter(environment)]
+    text = "\n".join(lines)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -200,18 +196,16 @@ def _why(output: str) -> str:
 
 
 def install(environment: Environment, extras: list[str]) -> None:
-    reader = [str(environment.python), "-I", "-c", READ_REQUIREMENTS, str(environment.pyproject), *extras]
-    read = subprocess.run(reader, env=clean_environ(), capture_output=True, text=True, check=False)
-    if read.returncode:
-        raise LaunchError(f"Cannot read {environment.pyproject}: {read.stderr.strip().splitlines()[-1]}")
-    requirements = json.loads(read.stdout)
-    if not requirements:
+    locks = environment.locks(extras)
+    names = {re.split(r"[^\w.-]", line)[0] for line in requirements(locks)}
+    if not names:
         return
-    say(f"Installing {len(requirements)} requirements, once; PyTorch is large, this can take minutes ...")
+    say(f"Installing {len(names)} requirements, once; PyTorch is large, this can take minutes ...")
     environment.stamp.unlink(missing_ok=True)
     environment.unfinished.touch()
     pip = [str(environment.python), "-I", "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
-    code = wait_for([*pip, *requirements], clean_environ(), stdout=sys.stderr)
+    files = [word for lock in locks for word in ("-r", str(lock))]
+    code = wait_for([*pip, *files], clean_environ(), stdout=sys.stderr)
     environment.unfinished.unlink(missing_ok=True)  # pip ended by itself: it has undone what it could not finish
     if code == INTERRUPTED:
         raise KeyboardInterrupt

@@ -22,6 +22,11 @@ def main(argv: list[str]) -> int:
     return run(argv)
 
 
+def console() -> int:
+    """Run the installed command `vae-kit`, which without a word says what there is instead of opening the app."""
+    return main(sys.argv[1:]) if len(sys.argv) > 1 else show_help()
+
+
 def show_help() -> int:
     """The commands, then the app's options."""
     from sd_vae_kit.cli.program import run

@@ -15,26 +15,20 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-PYPROJECT = """\
-[build-system]
-requires = ["setuptools"]
-
-[project]
-name = "example"
-dependencies = ["one==1.0", "two==2.0; python_version >= '3.10'"]
-
-[project.optional-dependencies]
-test = ["three==3.0"]
-
-[tool.ruff]
-line-length = 120
+LOCK = """\
+# The app's own.
+one==1.0
+two==2.0; python_version >= "3.10"  # a reason
 """
-# Stand-in for pip: notes its arguments, then does what the file `behaviour` says.
+TEST_LOCK = "three==3.0\n"
+# Stand-in for pip: notes the lines of the files it is given, then does what the file `behaviour` says.
 FAKE_PIP = """\
 import json, os, pathlib, sys, time
 here = pathlib.Path(__file__).parent
+files = [after for word, after in zip(sys.argv, sys.argv[1:]) if word == "-r"]
+lines = [line.split("#")[0].strip() for name in files for line in open(name, encoding="utf-8")]
 with open(here / "calls", "a") as file:
-    file.write(json.dumps(sys.argv[1:]) + "\\n")
+    file.write(json.dumps([line for line in lines if line]) + "\\n")
 print("pip says hello")
 behaviour = here / "behaviour"
 what = behaviour.read_text() if behaviour.exists() else "0"
@@ -60,10 +54,14 @@ class Copy:
         self.root = root
         (root / "sd_vae_kit").mkdir(parents=True)
         shutil.copy(ROOT / "launch.py", root)
-        (root / "pyproject.toml").write_text(PYPROJECT, "utf-8")
+        self.write_lock(LOCK)
+        self.write_lock(TEST_LOCK, "requirements-test.lock")
         (root / "sd_vae_kit" / "__init__.py").touch()
         for name in ("__main__", "cli"):
             (root / "sd_vae_kit" / f"{name}.py").write_text(f"MODULE = {name!r}\n{FAKE_MAIN}", "utf-8")
+
+    def write_lock(self, text: str, name: str = "requirements.lock") -> None:
+        (self.root / name).write_text(text, "utf-8")
 
     @property
     def packages(self) -> Path:
@@ -80,11 +78,6 @@ class Copy:
         command = [sys.executable, "-m", "venv", "--without-pip", str(self.root / ".venv")]
         subprocess.run(command, check=True)
         self.add_module("pip", FAKE_PIP)
-        if sys.version_info < (3, 11):  # where launch.py reads TOML with the real pip's tomli
-            import pip._vendor.tomli
-
-            tomli = Path(pip._vendor.tomli.__file__).parent
-            shutil.copytree(tomli, self.packages / "pip" / "_vendor" / "tomli")
 
     def let_pip(self, behaviour: str) -> None:
         (self.packages / "pip" / "behaviour").write_text(behaviour)
@@ -93,7 +86,7 @@ class Copy:
         """Requirements of each call of pip."""
         calls = self.packages / "pip" / "calls"
         lines = calls.read_text().splitlines() if calls.exists() else []
-        return [[word for word in json.loads(line) if "==" in word] for line in lines]
+        return [json.loads(line) for line in lines]
 
     def start(self, *arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
         environ = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"} | variables
@@ -127,7 +120,7 @@ def test_the_first_start_installs_and_the_second_only_hands_over(copy: Copy) -> 
     assert first.returncode == 0, first.stderr
     assert json.loads(first.stdout)["argv"] == ["--port", "7860"]
     assert "pip says hello" in first.stderr, "pip's output must not get between a script and --json"
-    assert copy.pip_calls() == [["one==1.0", "two==2.0; python_version >= '3.10'"]]
+    assert copy.pip_calls() == [["one==1.0", 'two==2.0; python_version >= "3.10"']]
 
     took = []
     for _ in range(3):
@@ -140,26 +133,33 @@ def test_the_first_start_installs_and_the_second_only_hands_over(copy: Copy) -> 
     assert min(took) < 2, "nothing to install: the start itself takes a fraction of a second on a quiet machine"
 
 
-def test_new_requirements_are_installed_and_other_edits_of_pyproject_are_not(copy: Copy) -> None:
+def test_a_changed_lock_is_installed_and_a_changed_comment_is_not(copy: Copy) -> None:
     copy.start()
-    pyproject = copy.root / "pyproject.toml"
-    pyproject.write_text(PYPROJECT.replace("120", "100"), "utf-8")
+    copy.write_lock(LOCK.replace("a reason", "another reason"))
     copy.start()
     assert len(copy.pip_calls()) == 1
-    pyproject.write_text(PYPROJECT.replace("one==1.0", "one==1.1"), "utf-8")
+    copy.write_lock(LOCK.replace("one==1.0", "one==1.1"))
     copy.start()
     assert copy.pip_calls()[1][0] == "one==1.1"
+    copy.write_lock(LOCK.replace("one==1.0", "one==1.1").replace("3.10", "3.11"))
+    copy.start()
+    assert len(copy.pip_calls()) == 3, "a marker is part of a requirement"
+
+
+def test_the_number_of_packages_is_said_not_of_lines(copy: Copy) -> None:
+    copy.write_lock('one==1.1; python_version >= "3.11"\none==1.0; python_version < "3.11"\ntwo==2.0\n')
+    assert "Installing 2 requirements" in copy.start().stderr
 
 
 def test_the_test_extra_is_installed_by_test_only_and_survives_other_starts(copy: Copy) -> None:
     for module in ("ruff", "mypy", "pytest"):
         copy.add_module(module, "")
     assert copy.start("test").returncode == 0
-    assert copy.pip_calls() == [["one==1.0", "two==2.0; python_version >= '3.10'", "three==3.0"]]
+    assert copy.pip_calls() == [["one==1.0", 'two==2.0; python_version >= "3.10"', "three==3.0"]]
     copy.start()
     copy.start("test")
     assert len(copy.pip_calls()) == 1
-    (copy.root / "pyproject.toml").write_text(PYPROJECT.replace("three==3.0", "three==3.1"), "utf-8")
+    copy.write_lock(TEST_LOCK.replace("three==3.0", "three==3.1"), "requirements-test.lock")
     copy.start("test")
     assert copy.pip_calls()[1][-1] == "three==3.1"
 
@@ -217,7 +217,7 @@ def test_a_half_made_environment_is_made_again(copy: Copy, damage: str, launch: 
 
 
 def test_a_real_environment_is_made_where_there_was_half_of_one(copy: Copy) -> None:
-    (copy.root / "pyproject.toml").write_text("[project]\ndependencies = []\n", "utf-8")
+    copy.write_lock("# nothing\n")
     shutil.rmtree(copy.packages / "pip")
     leftover = copy.packages / "half" / "installed.py"
     leftover.parent.mkdir()
@@ -227,16 +227,6 @@ def test_a_real_environment_is_made_where_there_was_half_of_one(copy: Copy) -> N
     assert not leftover.exists()
     assert (copy.packages / "pip").is_dir()
     assert copy.start().stderr == ""
-
-
-def test_requirements_can_be_read_on_python_3_10(launch: types.ModuleType, tmp_path: Path) -> None:
-    """3.10 has no tomllib: the reader takes pip's tomli, run here by the interpreter at hand."""
-    (tmp_path / "pyproject.toml").write_text(PYPROJECT, "utf-8")
-    pytest.importorskip("pip._vendor.tomli", reason="this pip has no tomli")
-    blocked = "import sys; sys.modules['tomllib'] = None\n" + launch.READ_REQUIREMENTS
-    command = [sys.executable, "-I", "-c", blocked, str(tmp_path / "pyproject.toml"), "test"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == ["one==1.0", "two==2.0; python_version >= '3.10'", "three==3.0"]
 
 
 @pytest.mark.parametrize(
@@ -374,9 +364,11 @@ def test_an_environment_that_cannot_be_made_gives_one_line(launch, monkeypatch, 
     assert "\n" not in str(caught.value)
 
 
-def test_an_incomplete_copy_is_named(copy: Copy) -> None:
-    (copy.root / "pyproject.toml").unlink()
+@pytest.mark.parametrize("missing", ["requirements.lock", "requirements-test.lock"])
+def test_an_incomplete_copy_is_named(copy: Copy, missing: str) -> None:
+    copy.start()
+    (copy.root / missing).unlink()
     done = copy.start()
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "pyproject.toml" in done.stderr
+    assert missing in done.stderr

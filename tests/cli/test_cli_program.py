@@ -47,6 +47,22 @@ def test_help_shows_the_commands_and_the_apps_options(tmp_path):
         assert word in done.stdout
 
 
+def test_the_installed_command_alone_shows_what_there_is_and_opens_no_page(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vae-kit"])
+    with pytest.raises(SystemExit) as ended:
+        entry.console()
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(word in shown for word in ("inspect", "download", "--port"))
+
+
+def test_the_installed_command_runs_a_command(monkeypatch, capsys, tmp_path):
+    write_kl(tmp_path / "a.safetensors", family="sd1")
+    monkeypatch.setattr(sys, "argv", ["vae-kit", "inspect", str(tmp_path / "a.safetensors"), "--json"])
+    assert entry.console() == 0
+    assert json.loads(capsys.readouterr().out)["family"] == "sd1"
+
+
 def test_asking_for_help_imports_neither_torch_nor_gradio():
     code = (
         "import sys; from sd_vae_kit import cli\n"
