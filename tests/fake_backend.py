@@ -1,4 +1,4 @@
-"""A program of plain data behind the pages: no torch, no files, every call is remembered."""
+"""A backend of plain data behind the pages: no torch, no files, every call is remembered."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

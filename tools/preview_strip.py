@@ -22,18 +22,18 @@ from sd_vae_kit.standalone import app
 from sd_vae_kit.standalone.backend import StandaloneBackend
 from sd_vae_kit.standalone.host import Folders
 from sd_vae_kit.standalone.job import Txt2Img
-from sd_vae_kit.standalone.jobs import Progress
+from sd_vae_kit.standalone.jobs import JobProgress
 
 STEPS, SHOWN = 20, (1, 4, 8, 14, 20)
 SIDE, TILE, LINE = 384, 138, 18
 PATIENCE = 20.0  # seconds that a step lasts at most, until its preview is there
 
 
-def previews_of(program: StandaloneBackend, method: str) -> tuple[dict[int, Pixels], Pixels]:
+def previews_of(backend: StandaloneBackend, method: str) -> tuple[dict[int, Pixels], Pixels]:
     """The preview of every step, and the picture."""
     previews: dict[int, Pixels] = {}
 
-    def note(progress: Progress) -> None:
+    def note(progress: JobProgress) -> None:
         if progress.preview is not None:
             previews[progress.step] = progress.preview
             return
@@ -42,7 +42,7 @@ def previews_of(program: StandaloneBackend, method: str) -> tuple[dict[int, Pixe
             time.sleep(0.005)
 
     job = Txt2Img("cat", steps=STEPS, seed=5, width=SIDE, height=SIDE, preview=method)
-    made = program._host.txt2img(job, note)
+    made = backend._host.txt2img(job, note)
     return previews, made.pictures[0].pixels
 
 
@@ -70,10 +70,10 @@ def main() -> None:
         folders.make()
         if options.weights:
             shutil.copy(options.weights / "taesd_decoder.safetensors", folders.own_tiny_vaes)
-        program = app.build_program(folders, Path(folder) / "shown")
-        program.change({"vae_kit_preview_share": 100})
-        rows = [row_of(method, *previews_of(program, method)) for method in ("TAESD", "linear")]
-        program.close()
+        backend = app.build_backend(folders, Path(folder) / "shown")
+        backend.change({"vae_kit_preview_share": 100})
+        rows = [row_of(method, *previews_of(backend, method)) for method in ("TAESD", "linear")]
+        backend.close()
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows) + 6), "white")
     for i, row in enumerate(rows):
         sheet.paste(row, (0, i * (row.height + 6)))

@@ -12,62 +12,62 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
+from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.options import UsageError, make_parser
-from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.errors import Interrupted, VaeKitError
 
 USER_ERROR, INTERRUPTED = 2, 130
 
 
-def _inspect(options: argparse.Namespace) -> Outcome:
+def _inspect(options: argparse.Namespace) -> CommandResult:
     from sd_vae_kit.cli.inspect_vae import run
 
     return run(options)
 
 
-def _encode(options: argparse.Namespace) -> Outcome:
+def _encode(options: argparse.Namespace) -> CommandResult:
     from sd_vae_kit.cli.encode_decode import run_encode
 
     return run_encode(options)
 
 
-def _decode(options: argparse.Namespace) -> Outcome:
+def _decode(options: argparse.Namespace) -> CommandResult:
     from sd_vae_kit.cli.encode_decode import run_decode
 
     return run_decode(options)
 
 
-def _convert(options: argparse.Namespace) -> Outcome:
+def _convert(options: argparse.Namespace) -> CommandResult:
     from sd_vae_kit.cli.convert_vae import run
 
     return run(options)
 
 
-def _compare(options: argparse.Namespace) -> Outcome:
+def _compare(options: argparse.Namespace) -> CommandResult:
     from sd_vae_kit.cli.compare_vaes import run
 
     return run(options)
 
 
-def _download(options: argparse.Namespace) -> Outcome:
+def _download(options: argparse.Namespace) -> CommandResult:
     from sd_vae_kit.cli.download_vae import run
 
     return run(options)
 
 
-def _plan(options: argparse.Namespace) -> Outcome:
+def _plan(options: argparse.Namespace) -> CommandResult:
     from sd_vae_kit.cli.plan_memory import run
 
     return run(options)
 
 
-def _forget(options: argparse.Namespace) -> Outcome:
+def _forget(options: argparse.Namespace) -> CommandResult:
     from sd_vae_kit.cli.forget import run
 
     return run(options)
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], Outcome]] = {
+COMMANDS: dict[str, Callable[[argparse.Namespace], CommandResult]] = {
     "inspect": _inspect,
     "encode": _encode,
     "decode": _decode,
@@ -104,7 +104,7 @@ def _failed(message: str) -> int:
     return USER_ERROR
 
 
-def _show(outcome: Outcome, *, as_json: bool) -> None:
+def _show(outcome: CommandResult, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(outcome.data))  # ASCII: a console's encoding cannot spoil it
         return

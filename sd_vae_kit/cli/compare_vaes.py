@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.contact_sheet import RoundTrip, draw_sheet
 from sd_vae_kit.cli.network_run import run_network
-from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.cli.targets import check_target
 from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_library, ready
 from sd_vae_kit.core.vae import Vae
@@ -29,7 +29,7 @@ from sd_vae_kit.settings.sections import TilingSettings
 from sd_vae_kit.vaes.library import Library
 
 
-def run(options: argparse.Namespace) -> Outcome:
+def run(options: argparse.Namespace) -> CommandResult:
     """Encode and decode the picture with each VAE, write the sheet, report how close each came."""
     target = check_target(options.output, options.image, *options.vae)
     if kind_by_name(target) != "PNG":
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> Outcome:
     save_picture(target, draw_sheet(picture.pixels, trips))
     lines = [f"{result['vae']}: {_note(result)}" for result in results]
     data: dict[str, object] = {"path": str(target), "results": results, "warnings": warnings}
-    return Outcome(data, [*lines, str(target)], warnings)
+    return CommandResult(data, [*lines, str(target)], warnings)
 
 
 def _round_trip(

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 
-from sd_vae_kit.cli.outcome import Outcome
+from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.targets import check_safetensors_target
 from sd_vae_kit.cli.vae_choice import choose, open_library
 from sd_vae_kit.core.convert import convert
@@ -22,7 +22,7 @@ from sd_vae_kit.standalone import demo
 SAMPLE_SIDE = 256  # pixels: how large values become does not depend on the size
 
 
-def run(options: argparse.Namespace) -> Outcome:
+def run(options: argparse.Namespace) -> CommandResult:
     """Write OUT and report what is in it; the VAE inside a full checkpoint becomes a file of its own."""
     target = check_safetensors_target(options.output, options.vae)
     library = open_library(options)
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> Outcome:
     if safe is not None:
         data |= {"folded": safe.folded, "largest_value": safe.largest_after, "fp16_error": safe.error}
         lines.append(_said(safe))
-    return Outcome(data, lines, detection.warnings)
+    return CommandResult(data, lines, detection.warnings)
 
 
 def _made_safe(weights: VaeWeights, dtype: str | None, *, label: str) -> Safe:

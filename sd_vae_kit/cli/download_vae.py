@@ -9,9 +9,9 @@ from pathlib import Path
 import platformdirs
 from tqdm import tqdm
 
-from sd_vae_kit.cli.outcome import Outcome
+from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.core.networks.latent_format import FORMATS
-from sd_vae_kit.download import Progress
+from sd_vae_kit.download import DownloadProgress
 from sd_vae_kit.download.part_file import file_sha256
 from sd_vae_kit.errors import OptionError
 from sd_vae_kit.settings.store import SettingsStore
@@ -19,7 +19,7 @@ from sd_vae_kit.vaes.catalogue import Catalogue, KnownVae, with_own_entries
 from sd_vae_kit.vaes.install import install
 
 
-def run(options: argparse.Namespace) -> Outcome:
+def run(options: argparse.Namespace) -> CommandResult:
     """Fetch one entry, or list them.
 
     Raises:
@@ -42,12 +42,12 @@ def run(options: argparse.Namespace) -> Outcome:
     return _fetched(known.find(options.name), folder, data, options)
 
 
-def _fetched(known: KnownVae, folder: Path, data: Path, options: argparse.Namespace) -> Outcome:
+def _fetched(known: KnownVae, folder: Path, data: Path, options: argparse.Namespace) -> CommandResult:
     settings = SettingsStore(data / "settings.json").settings.download
     started = time.perf_counter()
     with tqdm(unit="B", unit_scale=True, desc=known.file, total=known.size, disable=options.json or None) as bar:
 
-        def show(progress: Progress) -> None:
+        def show(progress: DownloadProgress) -> None:
             bar.total = progress.total
             bar.update(progress.done - bar.n)
 
@@ -65,14 +65,14 @@ def _fetched(known: KnownVae, folder: Path, data: Path, options: argparse.Namesp
         "warnings": list(known.cautions),
     }
     lines = [f"{name:<9} {value}" for name, value in outcome.items() if name != "warnings"]
-    return Outcome(outcome, lines, known.cautions)
+    return CommandResult(outcome, lines, known.cautions)
 
 
-def _listed(known: Catalogue, family: str | None) -> Outcome:
+def _listed(known: Catalogue, family: str | None) -> CommandResult:
     if family is not None and family not in FORMATS:
         raise OptionError(f"There is no family {family!r}; use one of {', '.join(FORMATS)}.")
     entries = [entry for entry in known.entries if family in (None, entry.family)]
-    return Outcome({"entries": [_facts(entry) for entry in entries]}, [_line(entry) for entry in entries])
+    return CommandResult({"entries": [_facts(entry) for entry in entries]}, [_line(entry) for entry in entries])
 
 
 def _facts(entry: KnownVae) -> dict[str, object]:

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
+from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.network_run import Report, run_network, tiling_of
-from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.cli.targets import check_safetensors_target, check_target
 from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_library, open_needs, ready
 from sd_vae_kit.core.files.detect import fitting_families
@@ -29,7 +29,7 @@ from sd_vae_kit.pictures.picture_file import (
 )
 
 
-def run_encode(options: argparse.Namespace) -> Outcome:
+def run_encode(options: argparse.Namespace) -> CommandResult:
     """Picture -> latent file: the posterior's mean, or with --sample a draw from it."""
     tiling = tiling_of(options)
     if options.sample != (options.seed is not None):
@@ -50,7 +50,7 @@ def run_encode(options: argparse.Namespace) -> Outcome:
     return _outcome(report, done)
 
 
-def run_decode(options: argparse.Namespace) -> Outcome:
+def run_decode(options: argparse.Namespace) -> CommandResult:
     """Latent file -> picture, cropped to its true size; what the file says about its scale counts."""
     tiling = tiling_of(options)
     target = check_target(options.output, options.latent, options.vae)
@@ -116,8 +116,8 @@ def _true_size(file: LatentFile, image: Tensor, vae: Vae, name: str) -> tuple[in
     return file.size
 
 
-def _outcome(report: Report, done: str) -> Outcome:
+def _outcome(report: Report, done: str) -> CommandResult:
     memory = "" if report.peak_mb is None else f", {report.peak_mb:.0f} MiB"
     how = "" if report.plan == "whole" else f", {report.plan} in {report.bands} bands"
     line = f"{done}, {report.dtype}, {report.seconds:.2f} s{memory}{how}"
-    return Outcome(asdict(report), [line], report.warnings)
+    return CommandResult(asdict(report), [line], report.warnings)

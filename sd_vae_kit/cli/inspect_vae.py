@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sd_vae_kit.cli.outcome import Outcome
+from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.vae_choice import choose, open_library
 from sd_vae_kit.core.files.detect import parameter_counts
 from sd_vae_kit.core.files.identity import fingerprint
@@ -12,7 +12,7 @@ from sd_vae_kit.core.networks.latent_format import FORMATS, family_label
 from sd_vae_kit.core.vae import choose_format
 
 
-def run(options: argparse.Namespace) -> Outcome:
+def run(options: argparse.Namespace) -> CommandResult:
     """Facts of one file; the scale of an undecided family is the first one's, with a warning."""
     chosen = choose(open_library(options), options.vae, quiet=options.json)
     detection = chosen.weights.detection
@@ -41,4 +41,4 @@ def run(options: argparse.Namespace) -> Outcome:
         "parameters": ", ".join(f"{name} {count:,}" for name, count in counts.items()),
     }
     del shown["warnings"]
-    return Outcome(data, [f"{name:<13} {value}" for name, value in shown.items()], warnings)
+    return CommandResult(data, [f"{name:<13} {value}" for name, value in shown.items()], warnings)

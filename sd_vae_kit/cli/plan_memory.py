@@ -7,8 +7,8 @@ from math import ceil
 
 import torch
 
+from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.network_run import tiling_of
-from sd_vae_kit.cli.outcome import Outcome
 from sd_vae_kit.cli.vae_choice import best_device, open_library, read, to_dtype
 from sd_vae_kit.core.files.checkpoint import dtype_name
 from sd_vae_kit.core.halves import Half
@@ -21,7 +21,7 @@ from sd_vae_kit.settings.sections import TilingSettings
 LARGEST_SIDE = 65536
 
 
-def run(options: argparse.Namespace) -> Outcome:
+def run(options: argparse.Namespace) -> CommandResult:
     """The prediction for the decoder, and beside it for the encoder."""
     tiling, size = tiling_of(options), (options.height, options.width)
     for name, side in zip(("--height", "--width"), size, strict=True):
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> Outcome:
     first = next(iter(parts.values()))
     data = {"height": size[0], "width": size[1], "dtype": dtype_name(dtype), **first, **parts}
     lines = [f"{word}: {facts['sentence']}" for word, facts in parts.items()]
-    return Outcome(data, lines, [str(w) for f in parts.values() for w in f["warnings"]])  # type: ignore[attr-defined]
+    return CommandResult(data, lines, [str(w) for f in parts.values() for w in f["warnings"]])  # type: ignore[attr-defined]
 
 
 def _facts(

@@ -4,6 +4,6 @@
 docs/downloads.md has the table of faults and what comes of each.
 """
 
-from sd_vae_kit.download.fetch import Progress, Source, download
+from sd_vae_kit.download.fetch import DownloadProgress, Source, download
 
-__all__ = ["Progress", "Source", "download"]
+__all__ = ["DownloadProgress", "Source", "download"]

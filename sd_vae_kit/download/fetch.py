@@ -58,7 +58,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Progress:
+class DownloadProgress:
     """How far a download is: bytes in the part file, bytes in all if known, speed of this try, and where from."""
 
     done: int
@@ -74,7 +74,7 @@ class _Task:
     source: Source
     part: PartFile
     settings: DownloadSettings
-    on_progress: Callable[[Progress], None]
+    on_progress: Callable[[DownloadProgress], None]
     cancel: threading.Event
 
 
@@ -92,7 +92,7 @@ def download(
     folder: Path,
     settings: DownloadSettings,
     *,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[DownloadProgress], None] = lambda progress: None,
     cancel: threading.Event | None = None,
 ) -> Path:
     """Fetch the file into `folder`, verified; what a failed try left in `NAME.part` is continued by the next.
@@ -357,9 +357,9 @@ def _read_body(task: _Task, url: str, response: requests.Response, body: _Body, 
         now = time.monotonic()
         if now - reported >= PROGRESS_EVERY:
             reported = now
-            task.on_progress(Progress(part.size, body.total, line.received / (now - started), host))
+            task.on_progress(DownloadProgress(part.size, body.total, line.received / (now - started), host))
     seconds = max(time.monotonic() - started, 1e-6)
-    task.on_progress(Progress(part.size, body.total, line.received / seconds, host))
+    task.on_progress(DownloadProgress(part.size, body.total, line.received / seconds, host))
 
 
 def _looks_like_a_page(data: bytes) -> bool:

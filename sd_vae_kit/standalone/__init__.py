@@ -1,1 +1,1 @@
-"""The stand-alone program: everything that no web UI needs."""
+"""The stand-alone app: everything that no web UI needs."""

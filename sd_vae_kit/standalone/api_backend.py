@@ -1,4 +1,4 @@
-"""What the HTTP API asks of the stand-alone program."""
+"""What the HTTP API asks of the stand-alone app."""
 
 from __future__ import annotations
 

@@ -50,11 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Start everything, open the browser, wait for Ctrl+C."""
-    if options.ckpt:
-        raise OptionError(
-            "--ckpt is not possible yet: this version makes pictures with its demo model only. "
-            "Start without it; the VAE inside a checkpoint can be used by putting the file into models/VAE."
-        )
     prepare_environment()
     if options.port:
         refuse_taken_port(address_of(options), options.port)
@@ -62,9 +57,9 @@ def run(options: argparse.Namespace) -> None:
     folders.make()
     with temporary_folder() as temporary:
         os.environ["GRADIO_TEMP_DIR"] = str(temporary / "gradio")
-        program = build_program(folders, temporary / "gradio" / "shown", options.vae_path)
-        page, looks = build_page(program, options.theme)
-        serve(program, page, looks, options)
+        backend = build_backend(folders, temporary / "gradio" / "shown", options.vae_path)
+        page, looks = build_page(backend, options.theme)
+        serve(backend, page, looks, options)
 
 
 def prepare_environment() -> None:
@@ -99,7 +94,7 @@ def folders_of(options: argparse.Namespace) -> Folders:
     return Folders(data.expanduser().absolute(), tuple(options.vae_dir), tuple(options.ckpt_dir))
 
 
-def build_program(folders: Folders, shown: Path, forced_vae: Path | None = None) -> StandaloneBackend:
+def build_backend(folders: Folders, shown: Path, forced_vae: Path | None = None) -> StandaloneBackend:
     """Host, library and settings, wired together; the chosen VAE is live when this returns."""
     from sd_vae_kit.settings.store import SettingsStore
     from sd_vae_kit.standalone.backend import StandaloneBackend
@@ -115,12 +110,12 @@ def build_program(folders: Folders, shown: Path, forced_vae: Path | None = None)
         [*(Folder(path) for path in vaes), *(Folder(path, "checkpoint") for path in checkpoints)],
         folders.data / "cache" / "library.json",
     )
-    program = StandaloneBackend(StandaloneHost(folders, store, forced_vae), library, store, shown)
-    program.begin()
-    return program
+    backend = StandaloneBackend(StandaloneHost(folders, store, forced_vae), library, store, shown)
+    backend.begin()
+    return backend
 
 
-def build_page(program: StandaloneBackend, theme: str) -> tuple[gr.Blocks, dict[str, object]]:
+def build_page(backend: StandaloneBackend, theme: str) -> tuple[gr.Blocks, dict[str, object]]:
     """The page and what `launch` needs to make it look as designed."""
     from sd_vae_kit.standalone.pages import page
     from sd_vae_kit.ui import catalogue_tab, gradio_compat
@@ -129,10 +124,10 @@ def build_page(program: StandaloneBackend, theme: str) -> tuple[gr.Blocks, dict[
     css, script = ((folder / name).read_text("utf-8") for name in ("app.css", "app.js"))
     css += catalogue_tab.style()
     head = f"<script>{script}</script>" + ("" if theme == "system" else FORCE_THEME.format(theme=theme))
-    return page.build_page(program, css, head, program.catalogue), gradio_compat.launch_options(css, head)
+    return page.build_page(backend, css, head, backend.catalogue), gradio_compat.launch_options(css, head)
 
 
-def serve(program: StandaloneBackend, page: gr.Blocks, looks: dict[str, object], options: argparse.Namespace) -> None:
+def serve(backend: StandaloneBackend, page: gr.Blocks, looks: dict[str, object], options: argparse.Namespace) -> None:
     """Answer requests for pages and for the HTTP API until the process is stopped.
 
     Raises:
@@ -152,7 +147,7 @@ def serve(program: StandaloneBackend, page: gr.Blocks, looks: dict[str, object],
     except OSError as error:
         port = f"Port {options.port}" if options.port else f"Every port from {DEFAULT_PORT} on"
         raise OptionError(f"{port} is taken by another program; choose another --port.") from error
-    server.include_router(make_router(program.api))
+    server.include_router(make_router(backend.api))
     sys.stdout.write(f"VAE Kit is at {url} (Ctrl+C stops it)\n")
     sys.stdout.flush()
     page.block_thread()
@@ -172,7 +167,9 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sd_vae_kit", description="VAE Kit, stand-alone.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sd_vae_kit", description="VAE Kit, stand-alone.", allow_abbrev=False
+    )
     add = parser.add_argument
     add("--port", type=int, help=f"port of the page; by default the first free one from {DEFAULT_PORT} on")
     add("--listen", action="store_true", help="let other computers of the network in, not only this one")
@@ -187,7 +184,6 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="another folder in which NAME.vae.* files beside checkpoints are listed; repeatable",
     )
-    add("--ckpt", type=Path, metavar="FILE", help=argparse.SUPPRESS)
     add("--no-browser", action="store_true", help="do not open the browser")
     add("--theme", choices=("system", "light", "dark"), default="system", help="default: as the system is set")
     return parser

@@ -1,4 +1,4 @@
-"""The program behind the stand-alone pages: host, library and swapper, spoken to in plain data."""
+"""The backend of the stand-alone pages: host, library and swapper, spoken to in plain data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HASHED_AT_ONCE = 400_000_000  # bytes; reading that much takes well under a seco
 
 
 class StandaloneBackend:
-    """Implements `ui.program.Program`.
+    """Implements `PageBackend`.
 
     Args:
         host: Makes pictures.
@@ -84,7 +84,7 @@ class StandaloneBackend:
 
     @property
     def folders(self) -> Folders:
-        """Where the program's files are."""
+        """Where the app's files are."""
         return self._host.folders
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ from sd_vae_kit.standalone import demo as demo_files
 from sd_vae_kit.standalone import jobs as standalone_jobs
 from sd_vae_kit.standalone.demo_model import FAMILY, NAME, DemoModel, fitted, read_photographs
 from sd_vae_kit.standalone.job import AS_SET, Img2Img, Txt2Img
-from sd_vae_kit.standalone.jobs import OnProgress, Outcome, VaeInUse
+from sd_vae_kit.standalone.jobs import JobResult, OnProgress, VaeInUse
 from sd_vae_kit.standalone.tiled import OnBand, tiled, tiling_fields
 from sd_vae_kit.vaes.call_gate import CallGate
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Level
@@ -306,7 +306,7 @@ class StandaloneHost:
             module = other.module if other is not None else module
         return forecast(module, size, torch.float32, device(), tiling.over(self.settings.tiling))
 
-    def txt2img(self, job: Txt2Img, on_progress: OnProgress = lambda progress: None) -> Outcome:
+    def txt2img(self, job: Txt2Img, on_progress: OnProgress = lambda progress: None) -> JobResult:
         """Make pictures from a prompt; one job at a time, the next waits."""
         with self._working:
             self._interrupt.clear()
@@ -326,7 +326,7 @@ class StandaloneHost:
         except VaeKitError as error:
             self.notify(str(error), "warning")
 
-    def img2img(self, job: Img2Img, on_progress: OnProgress = lambda progress: None) -> Outcome:
+    def img2img(self, job: Img2Img, on_progress: OnProgress = lambda progress: None) -> JobResult:
         """Make pictures from a picture; denoising 0 only sends it through the VAE and back."""
         return self.txt2img(job, on_progress)
 

@@ -104,11 +104,6 @@ class Img2Img(Txt2Img):
         _among("VAE type for encode", self.vae_encoder, VAE_TYPES)
 
 
-def names_of(kind: type[Txt2Img]) -> tuple[str, ...]:
-    """Names of a job's values, in the order of its fields."""
-    return tuple(item.name for item in fields(kind))
-
-
 def fit_side(side: float) -> int:
     """The allowed side next to `side`."""
     return min(SIDE_MAX, max(SIDE_MIN, round(side / SIDE_STEP) * SIDE_STEP))

@@ -19,7 +19,7 @@ from sd_vae_kit.pictures.picture_file import Pixels
 from sd_vae_kit.settings.sections import SavingSettings
 from sd_vae_kit.standalone.host import StandaloneHost
 from sd_vae_kit.standalone.job import Finished, Snapshot, State, Txt2Img
-from sd_vae_kit.standalone.jobs import Made, Outcome, Progress
+from sd_vae_kit.standalone.jobs import JobProgress, JobResult, Made
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class JobRunner:
             self._changed.notify_all()
 
     def _run(self, tab: str, job: Txt2Img, previous: tuple[Finished, ...]) -> None:
-        def on_progress(progress: Progress) -> None:
+        def on_progress(progress: JobProgress) -> None:
             preview = None if progress.preview is None else jpeg(progress.preview)
             with self._changed:  # previews come from another thread than the steps
                 now = self.snapshot(tab)
@@ -137,7 +137,7 @@ def jpeg(pixels: Pixels) -> bytes:
     return file.getvalue()
 
 
-def summary(job: Txt2Img, outcome: Outcome) -> str:
+def summary(job: Txt2Img, outcome: JobResult) -> str:
     """One line on how a job went."""
     count = len(outcome.pictures)
     many = "1 picture" if count == 1 else f"{count} pictures"

@@ -29,7 +29,7 @@ from sd_vae_kit.vaes.rules import Run
 
 
 @dataclass(frozen=True)
-class Progress:
+class JobProgress:
     """How far a job is; `preview` is uint8 (H, W, 3) or None where there is no new one."""
 
     phase: str
@@ -38,7 +38,7 @@ class Progress:
     preview: Pixels | None = None
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[JobProgress], None]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class VaeInUse:
 
 
 class Engine(Protocol):
-    """What a job needs of the program it runs in."""
+    """What a job asks of the app that runs it."""
 
     @property
     def model(self) -> DemoModel:
@@ -103,7 +103,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """What came of a job; an interrupted one has the pictures it got to."""
 
     pictures: tuple[Made, ...]
@@ -111,7 +111,7 @@ class Outcome:
     seconds: float
 
 
-def run(job: Txt2Img, engine: Engine, on_progress: OnProgress) -> Outcome:
+def run(job: Txt2Img, engine: Engine, on_progress: OnProgress) -> JobResult:
     """Make the pictures.
 
     Raises:
@@ -130,7 +130,7 @@ def run(job: Txt2Img, engine: Engine, on_progress: OnProgress) -> Outcome:
         made = _decode(job, seeds, latents, engine, on_progress)
     except Interrupted:
         made = []
-    return Outcome(tuple(made), engine.is_interrupted(), time.perf_counter() - started)
+    return JobResult(tuple(made), engine.is_interrupted(), time.perf_counter() - started)
 
 
 def seeds_of(job: Txt2Img) -> list[int]:
@@ -147,7 +147,7 @@ def _latents(job: Txt2Img, seeds: Sequence[int], engine: Engine, on_progress: On
 
     def preparing(done: int, total: int) -> None:
         _go_on(engine)
-        on_progress(Progress("preparing photographs for this size", done, total))
+        on_progress(JobProgress("preparing photographs for this size", done, total))
 
     size = (job.height, job.width)
     prior = engine.model.prior(job.prompt, job.negative_prompt)
@@ -172,13 +172,13 @@ def _sample(
     every, reached = engine.preview_settings.every_steps, [0, len(sigmas) - 1]
 
     def show(pixels: Pixels) -> None:
-        on_progress(Progress("sampling", reached[0], reached[1], pixels))
+        on_progress(JobProgress("sampling", reached[0], reached[1], pixels))
 
     def on_step(step: int, steps: int, x: Tensor, denoised: Tensor) -> bool:
         reached[:] = step + 1, steps
         if (step + 1) % every == 0:
             previews.offer(denoised)
-        on_progress(Progress("sampling", step + 1, steps))
+        on_progress(JobProgress("sampling", step + 1, steps))
         return not engine.is_interrupted()
 
     with engine.previews(job.preview, show) as previews:
@@ -187,13 +187,13 @@ def _sample(
 
 def _encode(job: Img2Img, engine: Engine, on_progress: OnProgress) -> Tensor:
     """The picture to start from as a latent (1, 4, h, w)."""
-    on_progress(Progress("encoding", 0, 1))
+    on_progress(JobProgress("encoding", 0, 1))
     assert job.picture is not None  # job.check() has seen to it
     stretch = job.resize_mode != RESIZE_MODES[0]
     pixels = fitted(pictures.open_picture(job.picture).pixels, (job.height, job.width), stretch=stretch)
 
     def on_band(share: float) -> bool:
-        on_progress(Progress("encoding", int(100 * share), 100))
+        on_progress(JobProgress("encoding", int(100 * share), 100))
         return not engine.is_interrupted()
 
     with engine.live_vae("encoder", job.vae_encoder, "img2img encode") as live, torch.inference_mode():
@@ -211,10 +211,10 @@ def _decode(job: Txt2Img, seeds: Sequence[int], latents: Tensor, engine: Engine,
     was_interrupted = engine.is_interrupted()
 
     def on_band(share: float) -> bool:
-        on_progress(Progress("decoding", int(100 * (len(pixels) + share) / len(latents)), 100))
+        on_progress(JobProgress("decoding", int(100 * (len(pixels) + share) / len(latents)), 100))
         return was_interrupted or not engine.is_interrupted()
 
-    on_progress(Progress("decoding", 0, 100))
+    on_progress(JobProgress("decoding", 0, 100))
     with engine.live_vae("decoder", job.vae_decoder, "picture") as live, torch.inference_mode():
         vae = engine.run_by(job.job_tiling, live.vae, on_band)
         for latent in latents:
@@ -224,7 +224,7 @@ def _decode(job: Txt2Img, seeds: Sequence[int], latents: Tensor, engine: Engine,
                 pixels.append(pictures.to_pixels(vae.decode(latent[None]))[0])
             except Interrupted:
                 pixels.append(engine.sketch(latent[None], (job.height, job.width)))
-    on_progress(Progress("decoding", 100, 100))
+    on_progress(JobProgress("decoding", 100, 100))
     fields = {**vae_fields(live), **type_fields(job, engine, live.method), **engine.tiling_fields(job)}
     return [Made(p, _infotext(job, seed, fields), seed) for p, seed in zip(pixels, seeds, strict=False)]
 

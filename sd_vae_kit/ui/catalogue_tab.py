@@ -83,7 +83,7 @@ def build_catalogue(catalogue: CatalogueBackend, page: gr.Blocks, beside: Neighb
     """Lay out both parts and connect them.
 
     Args:
-        catalogue: The program behind it.
+        catalogue: The backend.
         page: For its load event.
         beside: What else on the page shows an installed file or changed rules.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from sd_vae_kit.download import Progress, Source, download
+from sd_vae_kit.download import DownloadProgress, Source, download
 from sd_vae_kit.errors import ConsentError, DownloadError, Interrupted, VaeKitError
 from sd_vae_kit.settings.sections import DownloadSettings
 from sd_vae_kit.vaes.catalogue import KnownVae
@@ -36,7 +36,7 @@ def install(
     settings: DownloadSettings,
     *,
     accepted: bool = False,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[DownloadProgress], None] = lambda progress: None,
     cancel: threading.Event | None = None,
 ) -> Path:
     """Fetch an entry into `folder`, verified; `download` says what can go wrong.
@@ -162,8 +162,8 @@ class Installer:
             checked = "its hash is right" if known.sha256 else "unverified, since no hash is known"
             self._end(name, "done", f"{name} is installed as {path.name}; {checked}.", path)
 
-    def _reporter(self, name: str) -> Callable[[Progress], None]:
-        def report(progress: Progress) -> None:
+    def _reporter(self, name: str) -> Callable[[DownloadProgress], None]:
+        def report(progress: DownloadProgress) -> None:
             with self._changed:
                 before = self._states[name]
                 total = progress.total if progress.total is not None else before.total

@@ -41,7 +41,7 @@ Dtype = Literal["auto", "fp16", "bf16", "fp32"]
 
 
 class ApiBackend(Protocol):
-    """What the API asks of the program it runs in."""
+    """What the API asks of the app or web UI that serves it."""
 
     @property
     def library(self) -> Library:
@@ -52,7 +52,7 @@ class ApiBackend(Protocol):
         """How VAEs are run."""
 
     def api_status(self) -> dict[str, object]:
-        """Fields of `Status`."""
+        """Fields of `ActiveVae`."""
 
     def forget_precision(self) -> int:
         """Forget what VAEs needed in half precision; how many halves that were."""
@@ -93,7 +93,7 @@ class Inspection(BaseModel):
     warnings: list[str]
 
 
-class Status(BaseModel):
+class ActiveVae(BaseModel):
     """Which VAE is active and why."""
 
     version: str = __version__
@@ -164,7 +164,7 @@ def make_router(backend: ApiBackend, dependencies: Sequence[Any] = ()) -> APIRou
     """All routes.
 
     Args:
-        backend: The program.
+        backend: What the routes ask.
         dependencies: FastAPI dependencies of every route, such as a check of user and password.
     """
     api = Api(backend)
@@ -172,7 +172,7 @@ def make_router(backend: ApiBackend, dependencies: Sequence[Any] = ()) -> APIRou
     routes: list[tuple[str, str, Callable[..., BaseModel], type[BaseModel]]] = [
         ("GET", "/list", api.list, VaeList),
         ("GET", "/inspect", api.inspect, Inspection),
-        ("GET", "/status", api.status, Status),
+        ("GET", "/status", api.status, ActiveVae),
         ("POST", "/encode", api.encode, Encoded),
         ("POST", "/decode", api.decode, Decoded),
         ("POST", "/forget-precision", api.forget_precision, Forgotten),
@@ -218,9 +218,9 @@ class Api:
                 warnings=[*weights.detection.warnings, *([warning] if warning else [])],
             )
 
-    def status(self) -> Status:
+    def status(self) -> ActiveVae:
         """Which VAE is active and why."""
-        return Status(**self._backend.api_status())  # type: ignore[arg-type]
+        return ActiveVae(**self._backend.api_status())  # type: ignore[arg-type]
 
     def encode(self, request: EncodeRequest) -> Encoded:
         """A picture to a latent as the sampler sees it; sides are extended to multiples of the VAE's cell."""

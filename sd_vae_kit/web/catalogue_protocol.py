@@ -1,4 +1,4 @@
-"""What the catalogue's and the rules' part of the VAE tab asks of the program: plain data in, plain data out."""
+"""What the catalogue's and the rules' part of the VAE tab asks of its backend: plain data in, plain data out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RuleLine:
 
 
 class CatalogueBackend(Protocol):
-    """The program's side.  Methods may raise `VaeKitError`; then nothing has changed."""
+    """The side behind the pages.  Methods may raise `VaeKitError`; then nothing has changed."""
 
     def families(self) -> Sequence[tuple[str, str]]:
         """(label, name) of every family, for the filter."""

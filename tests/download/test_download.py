@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 from fault_server import Behaviour, FaultServer
 
-from sd_vae_kit.download import Progress, Source, download, fetch, part_file, transport
+from sd_vae_kit.download import DownloadProgress, Source, download, fetch, part_file, transport
 from sd_vae_kit.download.fetch import checked_name
 from sd_vae_kit.download.part_file import PartFile
 from sd_vae_kit.errors import (
@@ -380,7 +380,7 @@ def test_cancelled_before_it_began_contacts_nobody(server, tmp_path):
 
 def test_progress_grows_to_the_whole(server, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "PROGRESS_EVERY", 0.0)
-    seen: list[Progress] = []
+    seen: list[DownloadProgress] = []
     download(source(server.address("x", CUT, faults.serve)), tmp_path, PATIENT, on_progress=seen.append)
     done = [progress.done for progress in seen]
     assert done == sorted(done)

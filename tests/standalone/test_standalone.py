@@ -1,4 +1,4 @@
-"""Jobs of the stand-alone app, with its demo model and demo VAEs; and the program behind its pages."""
+"""Jobs of the stand-alone app, with its demo model and demo VAEs; and the backend behind its pages."""
 
 import shutil
 import socket
@@ -295,12 +295,12 @@ def test_a_swap_waits_for_the_running_decode(host):
     assert order == ["decoded", "written"]
 
 
-# --- the program behind the pages ------------------------------------------------------------------------------------
+# --- the backend behind the pages ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def program(tmp_path, host):
-    """A program over a fresh data folder; photographs that `host` has encoded are not encoded again."""
+def backend(tmp_path, host):
+    """A backend over a fresh data folder; photographs that `host` has encoded are not encoded again."""
     host.model.means((SIDE, SIDE))
     folders = Folders(tmp_path / "data", demo=DEMO)
     folders.make()
@@ -308,19 +308,19 @@ def program(tmp_path, host):
     SettingsStore(folders.data / "settings.json").update({"vae_kit_preview_method": "linear"})
     save_file(TinyAutoencoder(TinyConfig(16, 8)).state_dict(), folders.own_vaes / "sixteen.safetensors")
     (folders.own_vaes / "broken.safetensors").write_bytes((DEMO / OWN_VAE).read_bytes()[:5000])
-    made = app.build_program(folders, tmp_path / "shown")
+    made = app.build_backend(folders, tmp_path / "shown")
     yield made
     made.close()
 
 
-def made_by(program, job=JOB, tab="txt2img"):
-    program.start(tab, job)
-    *_, last = program.watch(tab)
+def made_by(backend, job=JOB, tab="txt2img"):
+    backend.start(tab, job)
+    *_, last = backend.watch(tab)
     return last
 
 
-def test_the_demo_vaes_are_always_listed_and_the_checkpoints_own_is_live(program):
-    bar = program.top_bar()
+def test_the_demo_vaes_are_always_listed_and_the_checkpoints_own_is_live(backend):
+    bar = backend.top_bar()
     assert bar.vae == "Automatic"
     assert {"Automatic", "None", OWN_VAE, VIVID, "sixteen.safetensors"} <= set(bar.vaes)
     assert "broken.safetensors" not in bar.vaes
@@ -328,44 +328,44 @@ def test_the_demo_vaes_are_always_listed_and_the_checkpoints_own_is_live(program
     assert len(bar.active_hash) == 10
 
 
-def test_another_vae_is_live_named_in_the_infotext_and_undone_bit_for_bit(program):
-    own = pictures.open_picture(made_by(program).pictures[0].path).pixels
-    program.choose_vae(VIVID)
-    vivid = made_by(program).pictures[0]
+def test_another_vae_is_live_named_in_the_infotext_and_undone_bit_for_bit(backend):
+    own = pictures.open_picture(made_by(backend).pictures[0].path).pixels
+    backend.choose_vae(VIVID)
+    vivid = made_by(backend).pictures[0]
     assert infotext.parse(vivid.infotext).fields["VAE"] == VIVID
-    assert infotext.parse(vivid.infotext).fields["VAE hash"] == program.top_bar().active_hash
+    assert infotext.parse(vivid.infotext).fields["VAE hash"] == backend.top_bar().active_hash
     assert np.abs(pictures.open_picture(vivid.path).pixels.astype(int) - own).mean() > 4
-    program.choose_vae(NONE)
-    assert np.array_equal(pictures.open_picture(made_by(program).pictures[0].path).pixels, own)
+    backend.choose_vae(NONE)
+    assert np.array_equal(pictures.open_picture(made_by(backend).pictures[0].path).pixels, own)
 
 
 @pytest.mark.parametrize("name", ["sixteen.safetensors", "broken.safetensors", "gone.safetensors"])
-def test_a_vae_that_cannot_be_used_changes_nothing(program, name):
-    before = (program.top_bar(), program.values())
+def test_a_vae_that_cannot_be_used_changes_nothing(backend, name):
+    before = (backend.top_bar(), backend.values())
     with pytest.raises(VaeKitError):
-        program.choose_vae(name)
-    assert (program.top_bar(), program.values()) == before
-    stored = SettingsStore(program.folders.data / "settings.json")
+        backend.choose_vae(name)
+    assert (backend.top_bar(), backend.values()) == before
+    stored = SettingsStore(backend.folders.data / "settings.json")
     assert stored.settings.vae.sd_vae == "Automatic"
 
 
-def test_a_vae_with_other_channels_is_refused_by_its_numbers(program):
+def test_a_vae_with_other_channels_is_refused_by_its_numbers(backend):
     with pytest.raises(VaeMismatchError, match="16 latent channels"):
-        program.choose_vae("sixteen.safetensors")
+        backend.choose_vae("sixteen.safetensors")
 
 
-def test_a_choice_outlives_the_program(program, tmp_path):
-    program.choose_vae(VIVID)
-    again = app.build_program(program.folders, tmp_path / "again")
+def test_a_choice_outlives_the_process(backend, tmp_path):
+    backend.choose_vae(VIVID)
+    again = app.build_backend(backend.folders, tmp_path / "again")
     try:
         assert again.top_bar().active == VIVID
     finally:
         again.close()
 
 
-def test_a_choice_whose_file_is_gone_is_said_and_the_app_starts(program, tmp_path):
-    SettingsStore(program.folders.data / "settings.json").update({"sd_vae": "gone.safetensors"})
-    again = app.build_program(program.folders, tmp_path / "again")
+def test_a_choice_whose_file_is_gone_is_said_and_the_app_starts(backend, tmp_path):
+    SettingsStore(backend.folders.data / "settings.json").update({"sd_vae": "gone.safetensors"})
+    again = app.build_backend(backend.folders, tmp_path / "again")
     try:
         assert again.top_bar().active == OWN_VAE
         assert "gone.safetensors" in again.take_messages()[0].text
@@ -373,83 +373,83 @@ def test_a_choice_whose_file_is_gone_is_said_and_the_app_starts(program, tmp_pat
         again.close()
 
 
-def test_pictures_are_saved_with_their_parameters(program):
-    finished = made_by(program).pictures[0]
-    saved = list((program.folders.data / "outputs").rglob("*.png"))
+def test_pictures_are_saved_with_their_parameters(backend):
+    finished = made_by(backend).pictures[0]
+    saved = list((backend.folders.data / "outputs").rglob("*.png"))
     assert [path.name for path in saved] == [finished.path.name] == ["00001-5.png"]
     assert saved[0].read_bytes() == finished.path.read_bytes()
     assert pictures.read_infotext(saved[0]) == finished.infotext
-    program.change({"vae_kit_saving_save_images": False, "vae_kit_saving_write_infotext": False})
-    again = made_by(program).pictures[0]
-    assert len(list((program.folders.data / "outputs").rglob("*.png"))) == 1
+    backend.change({"vae_kit_saving_save_images": False, "vae_kit_saving_write_infotext": False})
+    again = made_by(backend).pictures[0]
+    assert len(list((backend.folders.data / "outputs").rglob("*.png"))) == 1
     assert pictures.read_infotext(again.path) is None
 
 
-def test_an_output_folder_that_cannot_be_used_costs_no_picture(program):
-    (program.folders.data / "in the way").write_text("a file")
-    program.change({"vae_kit_saving_folder": "in the way"})
-    last = made_by(program)
+def test_an_output_folder_that_cannot_be_used_costs_no_picture(backend):
+    (backend.folders.data / "in the way").write_text("a file")
+    backend.change({"vae_kit_saving_folder": "in the way"})
+    last = made_by(backend)
     assert last.state == "done"
     assert last.pictures[0].path.is_file()
-    assert "was not saved" in program.take_messages()[0].text
+    assert "was not saved" in backend.take_messages()[0].text
 
 
-def test_a_failed_job_says_why_and_keeps_the_pictures_before(program, tmp_path):
-    first = made_by(program)
-    failed = made_by(program, Img2Img(picture=tmp_path / "gone.png", width=64, height=64), "img2img")
+def test_a_failed_job_says_why_and_keeps_the_pictures_before(backend, tmp_path):
+    first = made_by(backend)
+    failed = made_by(backend, Img2Img(picture=tmp_path / "gone.png", width=64, height=64), "img2img")
     assert (failed.state, failed.pictures) == ("failed", ())
     assert "gone.png" in failed.message
-    assert program.snapshot("txt2img") == first
+    assert backend.snapshot("txt2img") == first
 
 
-def test_one_job_at_a_time(program):
-    program.start("txt2img", replace(JOB, steps=50))
+def test_one_job_at_a_time(backend):
+    backend.start("txt2img", replace(JOB, steps=50))
     with pytest.raises(OptionError, match="A job is running in txt2img"):
-        program.start("img2img", JOB)
-    program.interrupt()
-    *_, last = program.watch("txt2img")
+        backend.start("img2img", JOB)
+    backend.interrupt()
+    *_, last = backend.watch("txt2img")
     assert last.state in ("interrupted", "done")
 
 
-def test_paste_restores_what_a_picture_says(program):
-    program.choose_vae(VIVID)
-    made = made_by(program, replace(JOB, negative_prompt="a, b: c"))
-    program.choose_vae(NONE)
-    pasted = program.paste(program.infotext_of(made.pictures[0].path))
+def test_paste_restores_what_a_picture_says(backend):
+    backend.choose_vae(VIVID)
+    made = made_by(backend, replace(JOB, negative_prompt="a, b: c"))
+    backend.choose_vae(NONE)
+    pasted = backend.paste(backend.infotext_of(made.pictures[0].path))
     wanted = {"prompt": "cat", "negative_prompt": "a, b: c", "steps": 8, "seed": 5, "width": SIDE, "height": SIDE}
     assert pasted.values == {**wanted, "vae_decoder": "Full", "vae_encoder": "Full", **BY_SETTINGS}
-    assert program.top_bar().active == VIVID
+    assert backend.top_bar().active == VIVID
 
 
-def test_paste_finds_a_vae_by_its_hash_when_the_name_differs(program):
-    digits = program.top_bar().active_hash
-    program.choose_vae(VIVID)
-    pasted = program.paste(f"cat\nSteps: 4, Seed: 1, Size: 64x64, VAE hash: {digits}, VAE: other name.pt")
+def test_paste_finds_a_vae_by_its_hash_when_the_name_differs(backend):
+    digits = backend.top_bar().active_hash
+    backend.choose_vae(VIVID)
+    pasted = backend.paste(f"cat\nSteps: 4, Seed: 1, Size: 64x64, VAE hash: {digits}, VAE: other name.pt")
     assert "other name.pt was found by its hash" in pasted.notes[0]
-    assert program.top_bar().active == OWN_VAE
+    assert backend.top_bar().active == OWN_VAE
 
 
-def test_paste_of_a_vae_that_is_not_here_says_so_and_keeps_the_one_in_use(program):
-    pasted = program.paste("cat\nSteps: 4, Seed: 1, Size: 64x64, VAE hash: 0123456789, VAE: missing.pt")
+def test_paste_of_a_vae_that_is_not_here_says_so_and_keeps_the_one_in_use(backend):
+    pasted = backend.paste("cat\nSteps: 4, Seed: 1, Size: 64x64, VAE hash: 0123456789, VAE: missing.pt")
     assert "missing.pt (hash 0123456789) of that text is not here" in pasted.notes[0]
     assert pasted.values["steps"] == 4
-    assert program.top_bar().active == OWN_VAE
+    assert backend.top_bar().active == OWN_VAE
 
 
-def test_paste_leaves_out_what_cannot_be(program):
-    pasted = program.paste("cat\nSteps: many, Seed: 7, Size: 9000x64, Model: another")
+def test_paste_leaves_out_what_cannot_be(backend):
+    pasted = backend.paste("cat\nSteps: many, Seed: 7, Size: 9000x64, Model: another")
     types = {"vae_decoder": "Full", "vae_encoder": "Full"}
     assert pasted.values == {"prompt": "cat", "negative_prompt": "", "seed": 7, **types, **BY_SETTINGS}
     assert [note.split(" ")[0] for note in pasted.notes] == ["Steps", "Size", "That"]
 
 
-def test_paste_of_nothing_is_a_clear_line(program):
+def test_paste_of_nothing_is_a_clear_line(backend):
     with pytest.raises(OptionError, match="nothing to paste"):
-        program.paste("  \n ")
+        backend.paste("  \n ")
 
 
-def test_the_vae_tab_has_all_facts_and_the_reason_of_a_broken_file(program):
-    *_, facts = program.vae_facts(OWN_VAE)
+def test_the_vae_tab_has_all_facts_and_the_reason_of_a_broken_file(backend):
+    *_, facts = backend.vae_facts(OWN_VAE)
     rows = dict(facts.rows)
     assert {
         "Name",
@@ -464,27 +464,30 @@ def test_the_vae_tab_has_all_facts_and_the_reason_of_a_broken_file(program):
     } <= rows.keys()
     assert len(rows["sha256"]) == len(rows["Fingerprint"]) == 64
     assert rows["VAE hash"] == rows["sha256"][:10]
-    *_, broken = program.vae_facts("broken.safetensors")
+    *_, broken = backend.vae_facts("broken.safetensors")
     assert broken.problem
-    by_name = {row.name: row for row in program.vae_rows()}
+    by_name = {row.name: row for row in backend.vae_rows()}
     assert by_name[OWN_VAE].active
     assert by_name["broken.safetensors"].problem == broken.problem
 
 
-def test_refresh_finds_new_files(program):
+def test_refresh_finds_new_files(backend):
     state = load_file(DEMO / VIVID)
-    save_file(state, program.folders.own_vaes / "new.safetensors")
-    program.refresh()
-    assert "new.safetensors" in program.top_bar().vaes
-    assert "1 cannot be used" in program.take_messages()[-1].text
+    save_file(state, backend.folders.own_vaes / "new.safetensors")
+    backend.refresh()
+    assert "new.safetensors" in backend.top_bar().vaes
+    assert "1 cannot be used" in backend.take_messages()[-1].text
 
 
 # --- the command line of the app -------------------------------------------------------------------------------------
 
 
-def test_a_real_checkpoint_is_refused_in_one_line(capsys):
-    assert app.main(["--ckpt", "model.safetensors"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_an_option_is_not_guessed_from_its_beginning(capsys):
+    """`--ckpt` names a checkpoint in web UIs; here it must not pass for `--ckpt-dir`."""
+    with pytest.raises(SystemExit) as stopped:
+        app.main(["--ckpt", "model.safetensors"])
+    assert stopped.value.code == 2
+    assert "unrecognized arguments: --ckpt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--vae-dir", "--ckpt-dir", "--vae-path"])

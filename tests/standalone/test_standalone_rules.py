@@ -23,22 +23,22 @@ JOB = Txt2Img(prompt="cat", steps=4, seed=5, width=SIDE, height=SIDE, preview="T
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
+def backend(tmp_path_factory):
     folders = Folders(tmp_path_factory.mktemp("data"), demo=DEMO)
     folders.make()
     state = load_file(DEMO / OWN_VAE)  # both demo VAEs have the same encoder
     state["encoder.conv_in.bias"] = state["encoder.conv_in.bias"] + 0.5
     save_file(state, folders.own_vaes / TINTED, metadata={"family": "sd1"})
-    program = app.build_program(folders, folders.data / "shown")
-    yield program
-    program.close()
+    backend = app.build_backend(folders, folders.data / "shown")
+    yield backend
+    backend.close()
 
 
 @pytest.fixture
-def host(program):
-    rules(program)
-    yield program._host
-    rules(program)
+def host(backend):
+    rules(backend)
+    yield backend._host
+    rules(backend)
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +50,20 @@ def picture(tmp_path_factory):
     return path
 
 
-def rules(program, *listed):
-    (program.folders.data / "vae_rules.json").write_text(dump(listed), "utf-8")
+def rules(backend, *listed):
+    (backend.folders.data / "vae_rules.json").write_text(dump(listed), "utf-8")
 
 
-def vae(program, name):
-    folder = program.folders.own_vaes if name == TINTED else DEMO
+def vae(backend, name):
+    folder = backend.folders.own_vaes if name == TINTED else DEMO
     return load_vae(folder / name, family="sd1", dtype=torch.float32)
 
 
-def through(program, picture, encoder, decoder):
+def through(backend, picture, encoder, decoder):
     """A picture encoded by one file and decoded by another, without any job."""
     with torch.inference_mode():
-        latent = vae(program, encoder).encode(pictures.to_image(pictures.open_picture(picture).pixels))
-        return pictures.to_pixels(vae(program, decoder).decode(latent))[0]
+        latent = vae(backend, encoder).encode(pictures.to_image(pictures.open_picture(picture).pixels))
+        return pictures.to_pixels(vae(backend, decoder).decode(latent))[0]
 
 
 def same(one, other):
@@ -71,35 +71,35 @@ def same(one, other):
     return int(np.abs(one.astype(int) - other.astype(int)).max()) <= 1
 
 
-def test_each_pass_of_img2img_has_the_vae_its_rule_names(program, host, picture):
+def test_each_pass_of_img2img_has_the_vae_its_rule_names(backend, host, picture):
     job = Img2Img(picture=picture, width=SIDE, height=SIDE, steps=4, seed=1, denoising_strength=0)
-    assert same(host.img2img(job).pictures[0].pixels, through(program, picture, OWN_VAE, OWN_VAE))
-    rules(program, Rule(TINTED, runs=("img2img encode",)))
+    assert same(host.img2img(job).pictures[0].pixels, through(backend, picture, OWN_VAE, OWN_VAE))
+    rules(backend, Rule(TINTED, runs=("img2img encode",)))
     made = host.img2img(job).pictures[0]
-    expected = through(program, picture, TINTED, OWN_VAE)
+    expected = through(backend, picture, TINTED, OWN_VAE)
     assert same(made.pixels, expected)
-    assert not same(expected, through(program, picture, OWN_VAE, OWN_VAE))
+    assert not same(expected, through(backend, picture, OWN_VAE, OWN_VAE))
     assert f"VAE: {OWN_VAE}" in made.infotext
-    assert program.top_bar().active == OWN_VAE, "the job is over"
-    rules(program, Rule(VIVID, runs=("picture",)))
+    assert backend.top_bar().active == OWN_VAE, "the job is over"
+    rules(backend, Rule(VIVID, runs=("picture",)))
     made = host.img2img(job).pictures[0]
-    assert same(made.pixels, through(program, picture, OWN_VAE, VIVID))
+    assert same(made.pixels, through(backend, picture, OWN_VAE, VIVID))
     assert f"VAE: {VIVID}" in made.infotext
 
 
-def test_an_interrupted_job_leaves_the_pictures_vae_live(program, host, picture):
-    rules(program, Rule(TINTED, runs=("img2img encode",)))
+def test_an_interrupted_job_leaves_the_pictures_vae_live(backend, host, picture):
+    rules(backend, Rule(TINTED, runs=("img2img encode",)))
     live = []
 
     def interrupt(progress):
         if progress.phase == "sampling":
-            live.append(program.top_bar().active)
+            live.append(backend.top_bar().active)
             host.interrupt()
 
     job = Img2Img(picture=picture, width=SIDE, height=SIDE, steps=4, seed=1, denoising_strength=0.9, batch_size=1)
     assert host.img2img(job, interrupt).is_interrupted
     assert live[0] == TINTED
-    assert program.top_bar().active == OWN_VAE
+    assert backend.top_bar().active == OWN_VAE
 
 
 def previews_of(host):
@@ -111,12 +111,12 @@ def previews_of(host):
 
 
 @pytest.mark.parametrize("name", [VIVID, "None"])
-def test_previews_are_decoded_by_the_vae_their_rule_names(program, host, name):
+def test_previews_are_decoded_by_the_vae_their_rule_names(backend, host, name):
     plain, latent = previews_of(host)
-    rules(program, Rule(name, runs=("preview",)))
+    rules(backend, Rule(name, runs=("preview",)))
     shown, _ = previews_of(host)
     with torch.inference_mode():
-        whole = pictures.to_pixels(vae(program, OWN_VAE if name == "None" else name).decode(latent))[0]
+        whole = pictures.to_pixels(vae(backend, OWN_VAE if name == "None" else name).decode(latent))[0]
     assert shown.shape == plain.shape == whole.shape
     assert np.abs(shown.astype(int) - whole.astype(int)).max() <= 1
     assert np.abs(plain.astype(int) - whole.astype(int)).max() > 1
@@ -124,28 +124,28 @@ def test_previews_are_decoded_by_the_vae_their_rule_names(program, host, name):
     assert f"VAE: {OWN_VAE}" in made.infotext, "previews choose for themselves only"
 
 
-def test_a_preview_rule_that_cannot_be_honoured_fails_the_job_with_one_line(program, host):
-    rules(program, Rule("gone.safetensors", runs=("preview",)))
+def test_a_preview_rule_that_cannot_be_honoured_fails_the_job_with_one_line(backend, host):
+    rules(backend, Rule("gone.safetensors", runs=("preview",)))
     with pytest.raises(VaeNotFoundError, match=r"Rule 1 of vae_rules\.json \(pass preview\)"):
         host.txt2img(JOB)
-    rules(program, Rule("gone.safetensors", runs=("img2img encode",)))
+    rules(backend, Rule("gone.safetensors", runs=("img2img encode",)))
     assert len(host.txt2img(JOB).pictures) == 1, "a rule for another pass does not matter"
 
 
-def test_the_catalogue_says_which_checkpoint_used_a_file(program, host):
-    rules(program, Rule(VIVID))
+def test_the_catalogue_says_which_checkpoint_used_a_file(backend, host):
+    rules(backend, Rule(VIVID))
     host.txt2img(JOB)
-    program._swapper._pool.submit(lambda: None).result()  # it is written in the background
-    row = next(row for row in program.catalogue.rows() if row.key == VIVID)
+    backend._swapper._pool.submit(lambda: None).result()  # it is written in the background
+    row = next(row for row in backend.catalogue.rows() if row.key == VIVID)
     assert host.checkpoint.name in row.used_by
     assert any("rule 1" in use for use in row.used_by)
 
 
-def test_a_pasted_text_names_what_can_be_installed(program):
+def test_a_pasted_text_names_what_can_be_installed(backend):
     known = catalogue().find("SD VAE ft-MSE 840k")
-    pasted = program.paste(f"a cat\nSteps: 4, Seed: 1, VAE hash: {known.sha256[:10]}, VAE: theirs.safetensors")
+    pasted = backend.paste(f"a cat\nSteps: 4, Seed: 1, VAE hash: {known.sha256[:10]}, VAE: theirs.safetensors")
     assert pasted.missing == known.name
     assert any(f'it is "{known.name}"' in note for note in pasted.notes)
-    assert program.catalogue.is_missing(known.name)
-    assert program.paste("a cat\nSteps: 4, Seed: 1, VAE hash: 0123456789, VAE: theirs.safetensors").missing == ""
-    assert program.paste("a cat\nSteps: 4, Seed: 1").missing == ""
+    assert backend.catalogue.is_missing(known.name)
+    assert backend.paste("a cat\nSteps: 4, Seed: 1, VAE hash: 0123456789, VAE: theirs.safetensors").missing == ""
+    assert backend.paste("a cat\nSteps: 4, Seed: 1").missing == ""

@@ -1,4 +1,4 @@
-"""Catalogue, downloads and rules as the stand-alone program offers them to its pages."""
+"""Catalogue, downloads and rules as the stand-alone backend offers them to its pages."""
 
 import dataclasses
 import hashlib

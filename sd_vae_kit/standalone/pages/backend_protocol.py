@@ -1,4 +1,4 @@
-"""What the pages ask of the program behind them: plain data in, plain data out, no tensor and no widget."""
+"""What the pages ask of the backend behind them: plain data in, plain data out, no tensor and no widget."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Pasted:
     missing: str = ""
 
 
-class Program(Protocol):
+class PageBackend(Protocol):
     """The stand-alone app's side of the pages.  Every method may raise `VaeKitError`; then nothing has changed."""
 
     def top_bar(self) -> TopBar:

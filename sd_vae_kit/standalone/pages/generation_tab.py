@@ -12,7 +12,7 @@ from sd_vae_kit.settings.job import tiling_specs
 from sd_vae_kit.standalone import job as jobs
 from sd_vae_kit.standalone.job import Img2Img, Snapshot, Txt2Img
 from sd_vae_kit.standalone.pages import page_markup, top_bar
-from sd_vae_kit.standalone.pages.backend_protocol import Program
+from sd_vae_kit.standalone.pages.backend_protocol import PageBackend
 from sd_vae_kit.standalone.pages.generation_form import Form, build_controls, build_prompts
 from sd_vae_kit.standalone.pages.paste_part import build_paste
 from sd_vae_kit.standalone.pages.top_bar import TopBarView
@@ -56,7 +56,7 @@ class GenerationTab:
 
 
 def build_generation_tab(
-    program: Program, bar: TopBarView, tab: str, catalogue: CatalogueBackend | None = None
+    backend: PageBackend, bar: TopBarView, tab: str, catalogue: CatalogueBackend | None = None
 ) -> GenerationTab:
     """Lay out one tab and connect it."""
     form = Form(tab, KINDS[tab])
@@ -69,17 +69,17 @@ def build_generation_tab(
     with gr.Row(elem_classes=["vk-columns"]):
         with gr.Column(scale=1, min_width=320, elem_classes=["vk-controls"]):
             build_controls(form)
-            build_paste(program, bar, form, catalogue)
+            build_paste(backend, bar, form, catalogue)
         with gr.Column(scale=1, min_width=320, elem_classes=["vk-results"]):
             results, send = _build_results(tab)
     parts = GenerationTab(form, results, generate, interrupt, send)
-    _connect(program, bar, parts)
+    _connect(backend, bar, parts)
     return parts
 
 
-def follow(program: Program, tab: str) -> Iterator[list[object]]:
+def follow(backend: PageBackend, tab: str) -> Iterator[list[object]]:
     """Updates for `GenerationTab.outputs` until the tab's job has ended."""
-    for snapshot in program.watch(tab):
+    for snapshot in backend.watch(tab):
         yield view(snapshot)
 
 
@@ -118,41 +118,41 @@ def _build_results(tab: str) -> tuple[Results, gr.Button | None]:
     return Results(live, gallery, outcome, infotext, download, gr.State(0)), send
 
 
-def _connect(program: Program, bar: TopBarView, parts: GenerationTab) -> None:
+def _connect(backend: PageBackend, bar: TopBarView, parts: GenerationTab) -> None:
     tab, form = parts.form.tab, parts.form
 
     def run(*values: object) -> Iterator[list[object]]:
-        failure = top_bar.failure_of(lambda: program.start(tab, form.job(values)))
+        failure = top_bar.failure_of(lambda: backend.start(tab, form.job(values)))
         untouched = [gradio_compat.update() for _ in parts.outputs]
         if failure:
             yield [*untouched, markup.status_lines([failure])]
             return
         yield [*untouched, ""]
-        for updates in follow(program, tab):
+        for updates in follow(backend, tab):
             yield [*updates, gradio_compat.update()]
-        yield [*untouched, markup.status_lines(program.take_messages())]
+        yield [*untouched, markup.status_lines(backend.take_messages())]
 
     def choose(event: gr.SelectData) -> list[object]:
         index = gradio_compat.selected_index(event)
-        picture = program.snapshot(tab).pictures[index]
+        picture = backend.snapshot(tab).pictures[index]
         return [index, picture.infotext, gradio_compat.update(value=str(picture.path))]
 
     def last_seed(index: int) -> object:
-        pictures = program.snapshot(tab).pictures
+        pictures = backend.snapshot(tab).pictures
         return pictures[min(index, len(pictures) - 1)].seed if pictures else gradio_compat.update()
 
     results = parts.results
     gradio_compat.listen(parts.generate, "click", run, form.inputs, [*parts.outputs, bar.status])
-    gradio_compat.listen(parts.interrupt, "click", program.interrupt)
+    gradio_compat.listen(parts.interrupt, "click", backend.interrupt)
     gradio_compat.listen(results.gallery, "select", choose, (), [results.chosen, results.infotext, results.download])
     assert form.reuse_seed is not None
     gradio_compat.listen(form.reuse_seed, "click", last_seed, [results.chosen], [form.widgets["seed"]])
     if "picture" in form.widgets:
-        _take_size_from_picture(program, bar, form)
-    _say_what_will_happen(program, bar, form)
+        _take_size_from_picture(backend, bar, form)
+    _say_what_will_happen(backend, bar, form)
 
 
-def forecast(program: Program, form: Form) -> tuple[Callable[..., str], list[object]]:
+def forecast(backend: PageBackend, form: Form) -> tuple[Callable[..., str], list[object]]:
     """What says the sentence under "Tiled VAE", and the widgets whose values it takes."""
     names = ("width", "height", *(spec.name for spec in tiling_specs()))
 
@@ -160,27 +160,27 @@ def forecast(program: Program, form: Form) -> tuple[Callable[..., str], list[obj
         given = dict(zip(names, values, strict=True))
         try:
             job = jobs.make_job(Txt2Img, given)
-            return markup.forecast_line(program.forecast((job.height, job.width), job.job_tiling))
+            return markup.forecast_line(backend.forecast((job.height, job.width), job.job_tiling))
         except VaeKitError:  # a field is empty or out of its limits while somebody types
             return ""
 
     return say, [form.widgets[name] for name in names]
 
 
-def _say_what_will_happen(program: Program, bar: TopBarView, form: Form) -> None:
+def _say_what_will_happen(backend: PageBackend, bar: TopBarView, form: Form) -> None:
     """The sentence under "Tiled VAE", whenever something it depends on has changed."""
-    say, inputs = forecast(program, form)
+    say, inputs = forecast(backend, form)
     for widget in (*inputs, bar.active):
         gradio_compat.listen(widget, "change", say, inputs, [form.forecast], latest=True)
 
 
-def _take_size_from_picture(program: Program, bar: TopBarView, form: Form) -> None:
+def _take_size_from_picture(backend: PageBackend, bar: TopBarView, form: Form) -> None:
     """A dropped picture sets width and height; one that cannot be read says so and leaves the field."""
 
     def take(value: object) -> list[object]:
         path = gradio_compat.path_of(value)
         sizes: list[tuple[int, int]] = []
-        failure = top_bar.failure_of(lambda: sizes.append(program.picture_size(path))) if path else None
+        failure = top_bar.failure_of(lambda: sizes.append(backend.picture_size(path))) if path else None
         if failure:
             return [None, gradio_compat.update(), gradio_compat.update(), markup.status_lines([failure])]
         height, width = sizes[0] if sizes else (gradio_compat.update(), gradio_compat.update())

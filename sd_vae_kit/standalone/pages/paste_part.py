@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from sd_vae_kit.standalone.pages import top_bar
-from sd_vae_kit.standalone.pages.backend_protocol import Pasted, Program
+from sd_vae_kit.standalone.pages.backend_protocol import PageBackend, Pasted
 from sd_vae_kit.standalone.pages.generation_form import Form
 from sd_vae_kit.standalone.pages.top_bar import TopBarView
 from sd_vae_kit.ui import gradio_compat, markup
@@ -30,10 +30,10 @@ class PasteView:
     missing: gr.State
 
 
-def build_paste(program: Program, bar: TopBarView, form: Form, catalogue: CatalogueBackend | None) -> None:
+def build_paste(backend: PageBackend, bar: TopBarView, form: Form, catalogue: CatalogueBackend | None) -> None:
     """Lay out the part and connect it."""
     view = _lay_out(form.tab)
-    paste = _Paste(program, form, bar)
+    paste = _Paste(backend, form, bar)
     offered = [view.install, view.missing]
     outputs = [*form.inputs, *bar.outputs, *offered]
 
@@ -74,14 +74,14 @@ def _lay_out(tab: str) -> PasteView:
 class _Paste:
     """Makes the updates: the form's fields, the top bar, the button for a missing VAE and its name."""
 
-    program: Program
+    backend: PageBackend
     form: Form
     bar: TopBarView
 
     def restore(self, content: str) -> list[object]:
         """From the text."""
         pasted = [Pasted({}, ())]
-        *updates, status = top_bar.attempt(self.program, lambda: pasted.append(self.program.paste(content)))
+        *updates, status = top_bar.attempt(self.backend, lambda: pasted.append(self.backend.paste(content)))
         last = pasted[-1]
         said = markup.status_lines(Message(note) for note in last.notes)
         return [*self.form.filled_with(last.values), *updates, said or status, *_offer(last.missing)]
@@ -89,7 +89,7 @@ class _Paste:
     def restore_file(self, value: object) -> list[object]:
         """From a picture: its text first, then as `restore`."""
         path, found = gradio_compat.path_of(value), [""]
-        failure = top_bar.failure_of(lambda: found.append(self.program.infotext_of(path))) if path else None
+        failure = top_bar.failure_of(lambda: found.append(self.backend.infotext_of(path))) if path else None
         if failure or not path:
             unchanged = [gradio_compat.update() for _ in (*self.form.inputs, *self.bar.outputs)]
             line = markup.status_lines([failure] if failure else [])

@@ -10,7 +10,7 @@ import gradio as gr
 
 from sd_vae_kit.settings.sections import SECTION_TITLES, Settings, Spec, Value, specs
 from sd_vae_kit.standalone.pages import top_bar
-from sd_vae_kit.standalone.pages.backend_protocol import Program
+from sd_vae_kit.standalone.pages.backend_protocol import PageBackend
 from sd_vae_kit.standalone.pages.top_bar import TopBarView
 from sd_vae_kit.ui import element_ids, gradio_compat, markup
 from sd_vae_kit.ui.element_ids import element_id
@@ -29,11 +29,11 @@ class SettingsView:
         return list(self.controls.values())
 
 
-def build_settings_tab(program: Program, bar: TopBarView) -> SettingsView:
+def build_settings_tab(backend: PageBackend, bar: TopBarView) -> SettingsView:
     """Lay out the tab and connect it."""
     view = SettingsView({}, {})
-    vaes = program.top_bar().vaes
-    values = program.values()
+    vaes = backend.top_bar().vaes
+    values = backend.values()
     with gr.Column(elem_classes=["vk-settings"]):
         search = gr.Textbox(
             label="Search settings",
@@ -46,18 +46,18 @@ def build_settings_tab(program: Program, bar: TopBarView) -> SettingsView:
                 view.headings[spec.section] = _heading(spec.section)
             view.controls[spec.key] = _control(spec, values[spec.key], vaes)
     for spec in specs():
-        _save_changes(program, bar, spec, view.controls[spec.key])
+        _save_changes(backend, bar, spec, view.controls[spec.key])
     gradio_compat.listen(
         search, "change", filtered, [search], [*view.headings.values(), *view.controls.values(), found]
     )
     # the SD VAE setting is in the top bar, too
-    gradio_compat.listen(bar.active, "change", lambda: shown(program), (), view.outputs)
+    gradio_compat.listen(bar.active, "change", lambda: shown(backend), (), view.outputs)
     return view
 
 
-def shown(program: Program) -> list[object]:
+def shown(backend: PageBackend) -> list[object]:
     """Updates for `SettingsView.outputs` with the values in force."""
-    values, vaes = program.values(), list(program.top_bar().vaes)
+    values, vaes = backend.values(), list(backend.top_bar().vaes)
     return [
         gradio_compat.update(choices=vaes, value=values[spec.key])
         if spec.control == "vae"
@@ -118,14 +118,14 @@ def setting_id(spec: Spec) -> str:
     return element_id("settings", spec.section, spec.name)
 
 
-def _save_changes(program: Program, bar: TopBarView, spec: Spec, control: gr.components.Component) -> None:
+def _save_changes(backend: PageBackend, bar: TopBarView, spec: Spec, control: gr.components.Component) -> None:
     """Save the setting when its widget changes; a value that does not fit is put back."""
 
     def save(value: object) -> list[object]:
-        if value == program.values()[spec.key]:  # a field was left as it was
+        if value == backend.values()[spec.key]:  # a field was left as it was
             return [gradio_compat.update() for _ in (control, *bar.outputs)]
-        updates = top_bar.attempt(program, lambda: program.change({spec.key: value}))
-        kept = program.values()[spec.key]
+        updates = top_bar.attempt(backend, lambda: backend.change({spec.key: value}))
+        kept = backend.values()[spec.key]
         return [gradio_compat.update() if kept == value else gradio_compat.update(value=kept), *updates]
 
     # never "change": it also tells of values the server has just put in, and two of them on their way at once would

@@ -9,7 +9,7 @@ import gradio as gr
 
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.standalone.pages import page_markup
-from sd_vae_kit.standalone.pages.backend_protocol import Program
+from sd_vae_kit.standalone.pages.backend_protocol import PageBackend
 from sd_vae_kit.ui import element_ids, gradio_compat, markup
 from sd_vae_kit.web.message import Message
 
@@ -30,9 +30,9 @@ class TopBarView:
         return [self.checkpoint, self.vae, self.active, self.status]
 
 
-def build_top_bar(program: Program) -> TopBarView:
+def build_top_bar(backend: PageBackend) -> TopBarView:
     """Make the widgets and connect them; their values come with the page's load event."""
-    bar = program.top_bar()
+    bar = backend.top_bar()
     with gr.Row(elem_id=element_ids.TOP_BAR):
         checkpoint = gr.Dropdown(
             list(bar.checkpoints), value=bar.checkpoint, label="Checkpoint", elem_id=element_ids.CHECKPOINT, scale=6
@@ -45,33 +45,33 @@ def build_top_bar(program: Program) -> TopBarView:
     view = TopBarView(checkpoint, vae, active, status)
 
     def choose_checkpoint(name: str) -> list[object]:
-        return attempt(program, lambda: program.choose_checkpoint(name))
+        return attempt(backend, lambda: backend.choose_checkpoint(name))
 
     def choose_vae(name: str) -> list[object]:
-        return attempt(program, lambda: program.choose_vae(name))
+        return attempt(backend, lambda: backend.choose_vae(name))
 
     gradio_compat.listen(checkpoint, "input", choose_checkpoint, [checkpoint], view.outputs, lane="choose", latest=True)
     gradio_compat.listen(vae, "input", choose_vae, [vae], view.outputs, lane="choose", latest=True)
     for button in (checkpoint_refresh, vae_refresh):
-        gradio_compat.listen(button, "click", lambda: attempt(program, program.refresh), (), view.outputs)
+        gradio_compat.listen(button, "click", lambda: attempt(backend, backend.refresh), (), view.outputs)
     return view
 
 
-def shown(program: Program) -> list[object]:
+def shown(backend: PageBackend) -> list[object]:
     """Updates for `TopBarView.outputs`, the status line with whatever came up since the last call."""
-    bar = program.top_bar()
+    bar = backend.top_bar()
     return [
         gradio_compat.update(choices=list(bar.checkpoints), value=bar.checkpoint),
         gradio_compat.update(choices=bar.vae_choices, value=bar.vae),
         page_markup.active_line(bar),
-        markup.status_lines(program.take_messages()),
+        markup.status_lines(backend.take_messages()),
     ]
 
 
-def attempt(program: Program, action: Callable[[], object]) -> list[object]:
+def attempt(backend: PageBackend, action: Callable[[], object]) -> list[object]:
     """Run `action`; an error becomes one line and a toast.  Returns updates for `TopBarView.outputs`."""
     error = failure_of(action)
-    *updates, status = shown(program)
+    *updates, status = shown(backend)
     return [*updates, markup.status_lines([error]) if error else status]
 
 

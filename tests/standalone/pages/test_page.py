@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("close_event_loops")
 
 
 @pytest.fixture
-def program():
+def backend():
     return FakeBackend()
 
 
@@ -31,8 +31,8 @@ def warnings_shown(monkeypatch):
     return shown
 
 
-def test_the_page_has_every_part_under_its_id(program):
-    ids = components_of(page.build_page(program))
+def test_the_page_has_every_part_under_its_id(backend):
+    ids = components_of(page.build_page(backend))
     own = [value for name, value in vars(element_ids).items() if name.isupper() and str(value).startswith("vae_kit_")]
     assert len(own) > 10
     assert set(own) <= ids.keys()
@@ -54,13 +54,13 @@ def test_the_page_has_every_part_under_its_id(program):
     assert all(name.startswith("vae_kit") for name in ids)
 
 
-def test_every_setting_has_a_widget_with_its_sentence(program):
-    ids = components_of(page.build_page(program))
+def test_every_setting_has_a_widget_with_its_sentence(backend):
+    ids = components_of(page.build_page(backend))
     for spec in specs():
         widget = ids[settings_tab.setting_id(spec)]
         assert widget.label.startswith(spec.label)
         assert widget.info == spec.help
-        assert widget.value == program.values()[spec.key]
+        assert widget.value == backend.values()[spec.key]
 
 
 def test_building_the_page_needs_no_torch():
@@ -90,8 +90,8 @@ def test_an_update_keeps_the_upload_field_from_opening_its_file():
 # --- top bar ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_error_is_one_line_and_the_bar_shows_what_is_in_force(program, warnings_shown):
-    checkpoint, vae, active, status = top_bar.attempt(program, lambda: program.choose_vae("gone.safetensors"))
+def test_an_error_is_one_line_and_the_bar_shows_what_is_in_force(backend, warnings_shown):
+    checkpoint, vae, active, status = top_bar.attempt(backend, lambda: backend.choose_vae("gone.safetensors"))
     assert warnings_shown == ["gone.safetensors is not there."]
     assert 'class="vk-error"' in status
     assert "gone.safetensors is not there." in status
@@ -100,17 +100,17 @@ def test_an_error_is_one_line_and_the_bar_shows_what_is_in_force(program, warnin
     assert "a.safetensors" in active
 
 
-def test_a_choice_shows_with_its_reason_escaped(program):
-    _, vae, active, status = top_bar.attempt(program, lambda: program.choose_vae("b.safetensors"))
+def test_a_choice_shows_with_its_reason_escaped(backend):
+    _, vae, active, status = top_bar.attempt(backend, lambda: backend.choose_vae("b.safetensors"))
     assert changed(vae)["value"] == "b.safetensors"
     assert "because &lt;b.safetensors&gt;" in active
     assert "0123456789" in active
     assert status == ""
 
 
-def test_messages_are_shown_once(program):
-    assert "2 VAE files." in top_bar.attempt(program, program.refresh)[-1]
-    assert top_bar.shown(program)[-1] == ""
+def test_messages_are_shown_once(backend):
+    assert "2 VAE files." in top_bar.attempt(backend, backend.refresh)[-1]
+    assert top_bar.shown(backend)[-1] == ""
 
 
 # --- generation -------------------------------------------------------------------------------------------------------
@@ -144,9 +144,9 @@ def test_filling_a_form_leaves_what_is_not_named(form):
     assert changed(updates["prompt"]) == {}
 
 
-def test_following_a_job_shows_preview_progress_and_result(program):
-    program.start("txt2img", Txt2Img())
-    first, second, last = generation_tab.follow(program, "txt2img")
+def test_following_a_job_shows_preview_progress_and_result(backend):
+    backend.start("txt2img", Txt2Img())
+    first, second, last = generation_tab.follow(backend, "txt2img")
     assert "encoding" in first[0]
     assert "data:image/jpeg;base64,anBlZw==" in second[0]
     assert "sampling, 1 of 2" in second[0]
@@ -171,19 +171,19 @@ def test_a_failed_job_is_one_line_of_errors():
 # --- VAE tab ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_marks_the_active_file_and_gives_the_reason_of_a_broken_one(program):
-    _, _, table = vae_tab.shown(program)
+def test_the_table_marks_the_active_file_and_gives_the_reason_of_a_broken_one(backend):
+    _, _, table = vae_tab.shown(backend)
     assert '<tr class="vk-is-active"><td>a.safetensors' in table
     assert '<tr class="vk-broken"><td>&lt;b&gt;.safetensors' in table
     assert "The file is empty." in table
 
 
-def test_facts_come_again_when_the_hash_is_known(program):
-    first, last = vae_tab.facts_of(program, "a.safetensors")
+def test_facts_come_again_when_the_hash_is_known(backend):
+    first, last = vae_tab.facts_of(backend, "a.safetensors")
     assert "40 % read" in first
     assert "<th>sha256</th><td>abc</td>" in last
     assert 'class="vk-warning"' in last
-    assert list(vae_tab.facts_of(program, None)) == [vae_tab.HINT]
+    assert list(vae_tab.facts_of(backend, None)) == [vae_tab.HINT]
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
