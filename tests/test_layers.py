@@ -14,19 +14,21 @@ TORCH = {"torch", "safetensors"}
 HOST = {"modules", "modules_forge", "backend", "ldm_patched", "launch"}
 NEVER = {"ldm", "sgm"}  # the host's own copies differ from host to host; its modules are reached through sd_model
 
-BASE = {"errors", "wording", "settings", "state"}
+BASE = {"errors", "units", "wording", "settings", "state"}
 NUMBERS = {"core.networks", "core.graph", "core.plan"}  # of a network, of a run: no activations
-WORDS = {"errors", "core.halves"}  # what every room of core may name
-CORE = {"core.halves", "core.networks", "core.files", "core.graph", "core.plan", "core.engine", "core.run", "core"}
+WORDS = {"errors", "units", "core.halves", "core.dtypes"}  # what every room of core may name
+CORE = WORDS | {"core.networks", "core.files", "core.graph", "core.plan", "core.engine", "core.run", "core"}
 VAES = BASE | CORE | {"vaes", "download", "pictures"}
 
 # room: (own rooms below it, third-party packages); "core" is the files of core/ that lie in none of its rooms
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
+    "units": (set(), set()),
     "wording": (set(), set()),
     "state": ({"errors"}, set()),
-    "settings": ({"errors", "state"}, set()),
+    "settings": ({"errors", "units", "state"}, set()),
     "core.halves": (set(), set()),
+    "core.dtypes": (set(), {"torch"}),
     "core.networks": (WORDS, TORCH),
     "core.files": (BASE | WORDS | {"core.networks"}, TORCH),
     "core.graph": (WORDS, {"torch"}),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sd_vae_kit.cli.measurement import Measured, measure
 from sd_vae_kit.cli.vae_choice import Chosen
-from sd_vae_kit.core.files.checkpoint import dtype_name
+from sd_vae_kit.core.dtypes import dtype_word
 from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.plan.plan import OnStep
 from sd_vae_kit.core.run.oom_retry import is_out_of_memory
@@ -105,10 +105,10 @@ def run_network(
                 vae.network = None
                 result, cost = measure(work, parameter.device)
     except RuntimeError as error:
-        raise _explained(error, dtype_name(parameter.dtype)) from error
+        raise _explained(error, dtype_word(parameter.dtype)) from error
     finally:
         vae.network = None
-    done, dtype = runner.mine, dtype_name(parameter.dtype)
+    done, dtype = runner.mine, dtype_word(parameter.dtype)
     if not bool(torch.isfinite(result).all()):
         remedy = "use --dtype fp32" if dtype != "fp32" else "the VAE cannot process this input, or is damaged"
         raise NanError(f"{vae.label} in {dtype} gave values that are not finite; nothing was written: {remedy}.")

@@ -9,8 +9,8 @@ import torch
 
 from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.network_run import tiling_of
-from sd_vae_kit.cli.vae_choice import best_device, open_library, read, to_dtype
-from sd_vae_kit.core.files.checkpoint import dtype_name
+from sd_vae_kit.cli.vae_choice import best_device, open_library, read
+from sd_vae_kit.core.dtypes import dtype_word, wanted_dtype
 from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.run.runner import graph_of, most_bands, planned
 from sd_vae_kit.core.run.sentence import plain, sentence, stepped_aside
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> CommandResult:
             raise OptionError(f"{name} is {side}; it is a number of pixels from 1 to {LARGEST_SIDE}.")
     _, weights = read(open_library(options), options.vae)
     device = best_device()
-    dtype = to_dtype(options.dtype, device) or compute_dtype(weights.state)
+    dtype = wanted_dtype(options.dtype, device) or compute_dtype(weights.state)
     module = build(weights, dtype=dtype)
     cell = weights.detection.downscale
     cells = (ceil(size[0] / cell), ceil(size[1] / cell))
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> CommandResult:
             channels = weights.detection.z_channels if part == "decoder" else 3
             parts[word] = _facts(module, part, (1, channels, *padded), size, dtype, device, tiling)  # type: ignore[arg-type]
     first = next(iter(parts.values()))
-    data = {"height": size[0], "width": size[1], "dtype": dtype_name(dtype), **first, **parts}
+    data = {"height": size[0], "width": size[1], "dtype": dtype_word(dtype), **first, **parts}
     lines = [f"{word}: {facts['sentence']}" for word, facts in parts.items()]
     return CommandResult(data, lines, [str(w) for f in parts.values() for w in f["warnings"]])  # type: ignore[attr-defined]
 

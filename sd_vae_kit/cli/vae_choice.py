@@ -10,6 +10,7 @@ from pathlib import Path
 import platformdirs
 import torch
 
+from sd_vae_kit.core.dtypes import wanted_dtype
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
 from sd_vae_kit.core.run.precision_policy import FILE_NAME
 from sd_vae_kit.core.vae import Vae, VaeWeights, make_vae
@@ -18,7 +19,6 @@ from sd_vae_kit.standalone import demo
 from sd_vae_kit.vaes.catalogue import catalogue
 from sd_vae_kit.vaes.library import Entry, Folder, Library, Progress
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LARGE = 2**30  # bytes from which a hash takes long enough to show progress
 
 
@@ -87,14 +87,9 @@ def ready(chosen: Chosen, *, family: str | None, dtype: str, device: torch.devic
     """
     if family is None and chosen.family and "|" not in chosen.family:
         family = chosen.family
-    vae = make_vae(chosen.weights, family=family, dtype=to_dtype(dtype, device), label=chosen.entry.name)
+    vae = make_vae(chosen.weights, family=family, dtype=wanted_dtype(dtype, device), label=chosen.entry.name)
     vae.module.to(device)
     return vae
-
-
-def to_dtype(word: str, device: torch.device) -> torch.dtype | None:
-    """What `--dtype` means on a device; None is the file's own."""
-    return DTYPES.get(word) or (torch.float32 if device.type == "cpu" else None)
 
 
 def read(library: Library, name: str) -> tuple[Entry, VaeWeights]:

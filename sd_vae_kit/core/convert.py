@@ -7,14 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sd_vae_kit.core.dtypes import COMPUTE_WORDS, DTYPES
 from sd_vae_kit.core.files import key_names as layouts
-from sd_vae_kit.core.files.checkpoint import DTYPES
 from sd_vae_kit.core.networks.autoencoder import KlConfig
 from sd_vae_kit.core.vae import VaeWeights
 from sd_vae_kit.errors import OptionError
 
 LAYOUTS = ("ldm", "diffusers")
-TARGET_DTYPES = ("fp16", "bf16", "fp32")
 
 
 def convert(
@@ -55,8 +54,8 @@ def convert(
 def _cast(state: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     if dtype is None:
         return dict(state)
-    if dtype not in TARGET_DTYPES:
-        raise OptionError(f"there is no precision {dtype!r} to convert to; use {', '.join(TARGET_DTYPES)}")
+    if dtype not in COMPUTE_WORDS:
+        raise OptionError(f"there is no precision {dtype!r} to convert to; use {', '.join(COMPUTE_WORDS)}")
     cast = {name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}
     lost = [name for name, tensor in cast.items() if not bool(torch.isfinite(tensor).all())]
     if lost:

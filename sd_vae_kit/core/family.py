@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sd_vae_kit.core.files.checkpoint import read_tensors
+from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, split_moments
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder
@@ -49,7 +50,7 @@ class Behaviour:
 
     family: str
     scores: dict[str, float]
-    half: Literal["decoder", "encoder", ""]
+    half: Half | Literal[""]
 
     @property
     def margin(self) -> float:
@@ -105,7 +106,7 @@ def tell_family(weights: VaeWeights) -> Behaviour:
     return result
 
 
-def _judge(half: Literal["decoder", "encoder"], scores: dict[str, float]) -> Behaviour:
+def _judge(half: Half, scores: dict[str, float]) -> Behaviour:
     best = max(scores, key=lambda family: scores[family])
     found = Behaviour(best, scores, half)
     certain = scores[best] >= FLOORS[half] and found.margin >= MARGIN

@@ -11,23 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sd_vae_kit.core.dtypes import stored_to_compute
 from sd_vae_kit.core.files import key_names as layouts
-from sd_vae_kit.core.files.checkpoint import TensorInfo, main_dtype, read_header, read_tensors
+from sd_vae_kit.core.files.checkpoint import read_header, read_tensors
 from sd_vae_kit.core.files.detect import Detection, Kind, detect, expected_shapes, fitting_families
+from sd_vae_kit.core.files.header import TensorInfo, main_dtype
 from sd_vae_kit.core.files.identity import blank, non_finite
 from sd_vae_kit.core.halves import Half, Part
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, split_moments
 from sd_vae_kit.core.networks.latent_format import FORMATS, LatentFormat, family_label
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder
 from sd_vae_kit.errors import BrokenVaeError, OptionError, PictureError, VaeMismatchError
-
-# What a module can compute in; weights in other types are cast: fp8 is a storage format, fp64 gains nothing.
-COMPUTE_DTYPES = {
-    torch.float8_e4m3fn: torch.float16,
-    torch.float8_e5m2: torch.float16,
-    torch.float64: torch.float32,
-}
-
 
 NetworkCall = Callable[[Half, Tensor], Tensor]
 """Runs one half on an input that has the module's device and dtype, and gives what its own forward would."""
@@ -83,7 +77,7 @@ def compute_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
 
     fp8 becomes fp16: every fp8 number is an fp16 number, and no layer computes in fp8.
     """
-    dtypes = {COMPUTE_DTYPES.get(t.dtype, t.dtype) for t in state.values()}
+    dtypes = {stored_to_compute(t.dtype) for t in state.values()}
     return reduce(torch.promote_types, dtypes)
 
 

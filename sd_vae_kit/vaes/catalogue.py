@@ -17,11 +17,11 @@ from typing import Literal
 from sd_vae_kit.core.halves import Part
 from sd_vae_kit.core.networks.latent_format import FORMATS, family_label
 from sd_vae_kit.errors import OptionError, VaeNotFoundError
+from sd_vae_kit.units import MIB
 
 DATA = Path(__file__).with_name("catalogue.json")
 SCHEMA = 1
 HASH_PREFIX = 8  # hex digits; A1111 writes ten into pictures
-MIB = 2**20
 # Where the exact size is not known: no published file of the kind comes near this.
 SIZE_LIMITS = {"tiny": 64 * MIB, "kl": 1024 * MIB, "other": 3072 * MIB}
 

@@ -20,8 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from sd_vae_kit import __version__
-from sd_vae_kit.core.files.checkpoint import main_dtype, read_header
+from sd_vae_kit.core.files.checkpoint import read_header
 from sd_vae_kit.core.files.detect import detect
+from sd_vae_kit.core.files.header import main_dtype
 from sd_vae_kit.core.files.identity import fingerprint, weight_sketch
 from sd_vae_kit.core.vae import VaeWeights, read_vae
 from sd_vae_kit.errors import (

@@ -23,6 +23,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sd_vae_kit import __version__
+from sd_vae_kit.core.dtypes import wanted_dtype
 from sd_vae_kit.core.files.detect import parameter_counts
 from sd_vae_kit.core.files.latent_file import NAME, LatentFile, check_latent
 from sd_vae_kit.core.halves import Half
@@ -32,11 +33,11 @@ from sd_vae_kit.core.vae import Vae, build, choose_format
 from sd_vae_kit.errors import LatentFileError, PictureError, StepAsideError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.pictures.picture_file import crop, open_picture, png_bytes, reflect_pad, to_image, to_pixels
 from sd_vae_kit.settings.sections import TilingSettings
+from sd_vae_kit.units import MIB
 from sd_vae_kit.vaes.library import Entry, Library
 
 PREFIX = "/vae-kit/v1"
-MAX_BASE64 = 256 * 2**20  # characters of one picture or latent
-DTYPES = {"auto": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+MAX_BASE64 = 256 * MIB  # characters of one picture or latent
 Dtype = Literal["auto", "fp16", "bf16", "fp32"]
 
 
@@ -292,8 +293,7 @@ class Api:
     def _vae(self, entry: Entry, family: str | None, dtype: Dtype, device: torch.device) -> Vae:
         weights = self._backend.library.load(entry)
         latent_format, warning = choose_format(weights.detection, family, label=entry.name)
-        wanted = DTYPES[dtype] or (torch.float32 if device.type == "cpu" else None)
-        module = build(weights, dtype=wanted).to(device)
+        module = build(weights, dtype=wanted_dtype(dtype, device)).to(device)
         return Vae(
             module,
             latent_format,

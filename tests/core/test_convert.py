@@ -9,8 +9,9 @@ from safetensors import safe_open
 from vae_files import kl_config, kl_state, picture, tiny_state, write
 
 from sd_vae_kit.core.convert import convert
+from sd_vae_kit.core.dtypes import DTYPES
 from sd_vae_kit.core.files import safetensors_file
-from sd_vae_kit.core.files.checkpoint import DTYPES, read_header
+from sd_vae_kit.core.files.checkpoint import read_header
 from sd_vae_kit.core.files.safetensors_file import save
 from sd_vae_kit.core.networks.taesd import TinyConfig
 from sd_vae_kit.core.vae import load_vae, read_vae

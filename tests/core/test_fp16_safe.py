@@ -9,8 +9,8 @@ from overflow_zoo import (
 from vae_files import amplify_stream, needs_half, scale
 from vae_zoo import picture
 
-from sd_vae_kit.core.files.checkpoint import TensorInfo
 from sd_vae_kit.core.files.detect import detect
+from sd_vae_kit.core.files.header import TensorInfo
 from sd_vae_kit.core.fp16_safe import make_fp16_safe
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.core.vae import VaeWeights, build

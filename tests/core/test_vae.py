@@ -6,7 +6,7 @@ import pytest
 import torch
 from vae_files import kl_config, kl_state, picture, tiny_state, write
 
-from sd_vae_kit.core.files.checkpoint import DTYPES
+from sd_vae_kit.core.dtypes import DTYPES
 from sd_vae_kit.core.files.detect import Detection
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, split_moments
 from sd_vae_kit.core.networks.latent_format import FORMATS

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from sd_vae_kit.core.files import key_names as layouts
-from sd_vae_kit.core.files.checkpoint import TensorInfo
+from sd_vae_kit.core.files.header import TensorInfo
 from sd_vae_kit.core.halves import HALVES, Half, Part
 from sd_vae_kit.core.networks.autoencoder import NORM_GROUPS, AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.core.networks.latent_format import FORMATS, split_family

@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from vae_files import write
 
-from sd_vae_kit.core.files import pickle_reader
-from sd_vae_kit.core.files.checkpoint import DTYPES, TensorInfo, dtype_name, main_dtype, read_header, read_tensors
+from sd_vae_kit.core.dtypes import DTYPES, dtype_word
+from sd_vae_kit.core.files import pickle_machine, pickle_tensors, pickle_values
+from sd_vae_kit.core.files.checkpoint import read_header, read_tensors
+from sd_vae_kit.core.files.header import TensorInfo, main_dtype
 from sd_vae_kit.errors import BrokenVaeError, UnsafeFileError, UnsupportedVaeError, VaeKitError, VaeNotFoundError
 
 FLOATS = ("fp32", "fp16", "bf16", "fp64", "fp8_e4m3fn", "fp8_e5m2")
@@ -192,7 +194,7 @@ def test_storage_views_of_torch_0_4_begin_where_they_say():
 
     stream = io.BytesIO()
     Writer(stream, protocol=2).dump({"w": Tensor()})
-    ref = pickle_reader.collect_tensors(pickle_reader.interpret_bytes(stream.getvalue()))["w"]
+    ref = pickle_tensors.collect_tensors(pickle_machine.interpret_bytes(stream.getvalue()))["w"]
     assert (ref.storage.key, ref.offset, ref.end) == ("7", 5, 7)
 
 
@@ -200,7 +202,7 @@ def test_the_main_type_is_that_of_most_weights():
     infos = [TensorInfo(torch.float16, (8, 8)), TensorInfo(torch.float32, (8,))]
     assert main_dtype(infos) == "fp16"
     assert main_dtype([]) == ""
-    assert dtype_name(None) == "unknown"
+    assert dtype_word(None) == "unknown"
 
 
 def test_a_tensor_of_foreign_type_is_listed_and_refused_when_asked_for(tmp_path):
@@ -363,8 +365,8 @@ def test_random_bytes_raise_only_our_errors(content, suffix):
 
 @given(st.binary(max_size=120), st.sampled_from([b"", b"\x80\x02", b"\x80\x04"]))
 def test_random_pickles_raise_only_the_machines_own_errors(content, start):
-    with suppress(pickle_reader.NotAPickleError, pickle_reader.UnsafeGlobalError):
-        pickle_reader.interpret_bytes(start + content)
+    with suppress(pickle_values.NotAPickleError, pickle_values.UnsafeGlobalError):
+        pickle_machine.interpret_bytes(start + content)
 
 
 @pytest.mark.parametrize(
@@ -530,8 +532,8 @@ def test_code_in_any_of_a_legacy_files_pickles_is_refused(tmp_path, position):
 )  # fmt: skip
 def test_globals_outside_the_tables_are_refused(name):
     module, _, attribute = name.rpartition(".")
-    with pytest.raises(pickle_reader.UnsafeGlobalError, match=f"^{name}$"):
-        pickle_reader.resolve(module, attribute)
+    with pytest.raises(pickle_values.UnsafeGlobalError, match=f"^{name}$"):
+        pickle_values.resolve(module, attribute)
 
 
 def test_no_global_is_ever_imported(tmp_path):
@@ -588,5 +590,5 @@ def test_dictionaries_within_themselves_end(tmp_path):
 
 def test_a_claimed_size_of_terabytes_allocates_nothing():
     for opcode in (b"\x8e", b"\x8d", b"\x96"):  # BINBYTES8, BINUNICODE8, BYTEARRAY8
-        with pytest.raises(pickle_reader.NotAPickleError):
-            pickle_reader.interpret_bytes(b"\x80\x05" + opcode + struct.pack("<Q", 1 << 42) + b"x.")
+        with pytest.raises(pickle_values.NotAPickleError):
+            pickle_machine.interpret_bytes(b"\x80\x05" + opcode + struct.pack("<Q", 1 << 42) + b"x.")

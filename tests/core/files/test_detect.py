@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vae_files import kl_config, kl_state, tiny_state
 
 from sd_vae_kit.core.files import key_names as layouts
-from sd_vae_kit.core.files.checkpoint import TensorInfo, read_header
+from sd_vae_kit.core.files.checkpoint import read_header
 from sd_vae_kit.core.files.detect import (
     FAMILY_SIGNS,
     LAYOUTS,
@@ -20,6 +20,7 @@ from sd_vae_kit.core.files.detect import (
     expected_shapes,
     parameter_counts,
 )
+from sd_vae_kit.core.files.header import TensorInfo
 from sd_vae_kit.core.networks.autoencoder import KlConfig, NetConfig
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.core.networks.taesd import TinyConfig

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vae_files import kl_config, kl_state, tiny_state, write
 
 from sd_vae_kit.core.convert import convert
-from sd_vae_kit.core.files.checkpoint import DTYPES
+from sd_vae_kit.core.dtypes import DTYPES
 from sd_vae_kit.core.files.identity import fingerprint, non_finite, weight_sketch, weight_sketches_match
 from sd_vae_kit.core.files.safetensors_file import save
 from sd_vae_kit.core.vae import read_vae

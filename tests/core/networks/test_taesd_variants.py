@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 from vae_files import needs_half, picture, randomised, tiny_state, write
 
+from sd_vae_kit.core.dtypes import DTYPES
 from sd_vae_kit.core.engine.stream import Plan, RunStats, run_streamed
 from sd_vae_kit.core.files import key_names as layouts
-from sd_vae_kit.core.files.checkpoint import DTYPES
 from sd_vae_kit.core.graph.from_module import decoder_graph, encoder_graph
 from sd_vae_kit.core.networks.latent_format import FORMATS, pack, unpack
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig

@@ -1,0 +1,3 @@
+"""Sizes in bytes, named once."""
+
+MIB = 2**20
