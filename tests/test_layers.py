@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "core.engine": (WORDS | {"core.graph", "core.plan"}, {"torch"}),
     "core.run": (BASE | WORDS | {"core.graph", "core.plan", "core.engine"}, {"torch"}),
     "core": (BASE | CORE - {"core"}, TORCH),
-    "pictures": ({"errors"}, {"PIL", "numpy", "torch"}),
+    "pictures": ({"errors", "state"}, {"PIL", "numpy", "torch"}),
     "download": (BASE, {"requests"}),
     "vaes": (BASE | CORE | {"download", "pictures"}, TORCH | {"numpy", "PIL"}),
     "hosts": (VAES, TORCH | {"numpy", "PIL", "diffusers"} | HOST),

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.download import DownloadProgress
-from sd_vae_kit.download.part_file import file_sha256
 from sd_vae_kit.errors import OptionError
 from sd_vae_kit.settings.store import SettingsStore
+from sd_vae_kit.state.file_hash import file_sha256
 from sd_vae_kit.vaes.catalogue import Catalogue, KnownVae, with_own_entries
 from sd_vae_kit.vaes.install import install
 

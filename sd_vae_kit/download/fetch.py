@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import requests
 
-from sd_vae_kit.download.part_file import PartFile, file_sha256
+from sd_vae_kit.download.part_file import PartFile
 from sd_vae_kit.download.transport import Lifeline, host_of, opened, watched
 from sd_vae_kit.errors import (
     DownloadError,
@@ -26,6 +26,7 @@ from sd_vae_kit.errors import (
     WrongContentError,
 )
 from sd_vae_kit.settings.sections import DownloadSettings
+from sd_vae_kit.state.file_hash import file_sha256
 
 CHUNK = 8192  # bytes per read: small, because a read of a slow connection ends only when it is filled
 PROGRESS_EVERY = 0.1  # seconds

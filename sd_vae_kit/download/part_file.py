@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import NoReturn
 
 from sd_vae_kit.errors import DownloadError, NoSpaceError, TargetExistsError
+from sd_vae_kit.state.locks import TAKEN, is_same_file, take
 
 BLOCK = 1 << 20
-TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # what a lock held by another program gives
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
 
 _log = logging.getLogger(__name__)
@@ -173,15 +173,6 @@ class _GitBlob:
         return self._sha1.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Hash of a whole file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
@@ -194,7 +185,7 @@ def _open_locked(path: Path) -> FileIO:
         path.touch()
         file = FileIO(path, "r+")
         try:
-            _lock(file.fileno())
+            take(file.fileno())
         except OSError as error:
             if error.errno in TAKEN:
                 file.close()
@@ -203,30 +194,17 @@ def _open_locked(path: Path) -> FileIO:
                 ) from error
             # a file system without locks, as some network drives: better unlocked than not at all
             _log.info("%s cannot be locked (%s); it is downloaded all the same", path, error)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
+        if is_same_file(file.fileno(), path):
+            return file
         file.close()  # the other download finished between opening and locking: its file was moved into place
 
 
 if sys.platform == "win32":
-    import msvcrt
-
-    FAR = 1 << 40  # a byte nobody writes: Windows' locks would keep our own other handles from reading
-
-    def _lock(descriptor: int) -> None:
-        os.lseek(descriptor, FAR, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        os.lseek(descriptor, 0, os.SEEK_SET)
 
     def _sync_folder(folder: Path) -> None:
         """Windows has no such thing."""
 
 else:
-    import fcntl
-
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)

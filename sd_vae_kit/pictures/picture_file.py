@@ -29,6 +29,7 @@ from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from sd_vae_kit.errors import NanError, PictureError
+from sd_vae_kit.state.atomic_write import atomic_write
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Source: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
@@ -306,16 +307,12 @@ def save_picture(path: str | os.PathLike[str], pixels: Pixels, infotext: str | N
     """
     target = Path(path)
     kind = kind_by_name(target)
-    # beside the target, so that the last step is a rename on one volume
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        Image.fromarray(pixels).save(part, kind, **_options(kind, infotext))
-        part.replace(target)
+        with atomic_write(target) as part:
+            Image.fromarray(pixels).save(part, kind, **_options(kind, infotext))
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
         raise PictureError(f"{target} could not be written: {reason}.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def png_bytes(pixels: Pixels, infotext: str | None = None) -> bytes:

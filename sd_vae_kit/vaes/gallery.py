@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,13 +9,13 @@ from urllib.parse import urlsplit
 
 from sd_vae_kit.core.networks.latent_format import FORMATS, family_label
 from sd_vae_kit.errors import BrokenVaeError
+from sd_vae_kit.state.file_hash import hash_in_steps
 from sd_vae_kit.vaes.catalogue import Catalogue, KnownVae
 from sd_vae_kit.vaes.gallery_row import GalleryRow
 from sd_vae_kit.vaes.library import Entry
 from sd_vae_kit.vaes.rules import Rule
 
 PRECISION = {True: "runs in fp16", False: "needs fp32 or bf16 (or range shift)", None: ""}
-BLOCK = 4 << 20  # bytes hashed between two looks at how far it is
 PARTS = {"both": "", "encoder": "encoder only", "decoder": "decoder only"}
 
 
@@ -120,16 +119,10 @@ def read_again(entry: Entry) -> Iterator[tuple[int, str]]:
     Raises:
         BrokenVaeError: It cannot be read.
     """
-    digest, done = hashlib.sha256(), 0
     try:
-        with entry.path.open("rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-                done += len(block)
-                yield done, ""
+        yield from hash_in_steps(entry.path)
     except OSError as error:
         raise BrokenVaeError(f"{entry.name} cannot be read: {error.strerror or error}; check the disk.") from error
-    yield done, digest.hexdigest()
 
 
 def compare(entry: Entry, digits: str, known: Catalogue) -> tuple[bool, str]:

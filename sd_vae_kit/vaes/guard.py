@@ -9,17 +9,14 @@ from __future__ import annotations
 import base64
 import functools
 import json
-import logging
 import os
 import struct
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
-from uuid import uuid4
+from typing import Literal, get_args
 
 from sd_vae_kit.core.family import tell_family
 from sd_vae_kit.core.files.detect import fitting_families
@@ -28,19 +25,17 @@ from sd_vae_kit.core.networks.latent_format import FORMATS, family_label, split_
 from sd_vae_kit.core.vae import VaeWeights
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.settings.sections import GuardSettings
+from sd_vae_kit.state.json_store import JsonFormat, JsonStore
 from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
 from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.library import Entry, Library
 from sd_vae_kit.vaes.library_cache import Identity
 
 MARKS = Path(__file__).with_name("family_marks.json")
-CACHE_FORMAT = 1
 SETTLED_NS = 2_000_000_000  # a file that changed less than this before it was looked at may have changed again unseen
 
 How = Literal["hash", "weights", "file", "behaviour", "channels", "undecided"]
 State = Literal["fits", "unsure", "wrong", "impossible"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +98,30 @@ class _Mark:
     identity: Identity
 
 
+def _decoded(content: Mapping[str, object]) -> dict[str, Finding]:
+    """Raises ValueError, TypeError or AttributeError for an entry that is not one."""
+    return {str(key): _finding(**values) for key, values in content["found"].items()}  # type: ignore[attr-defined]
+
+
+def _finding(family: str, how: str, known_as: str) -> Finding:
+    for possible in get_args(How):
+        if how == possible and isinstance(family, str) and isinstance(known_as, str):
+            return Finding(family, possible, known_as)
+    raise ValueError(f"not a finding: {family!r}, {how!r}, {known_as!r}")
+
+
+def _encoded(found: dict[str, Finding]) -> dict[str, object]:
+    return {"found": {key: asdict(finding) for key, finding in found.items()}}
+
+
+def _still_there(found: dict[str, Finding]) -> dict[str, Finding]:
+    """Findings about files that were not deleted."""
+    return {key: finding for key, finding in found.items() if os.path.exists(key.split("|")[0])}  # noqa: PTH110
+
+
+CACHE: JsonFormat[dict[str, Finding]] = JsonFormat(_decoded, _encoded, dict, version=("format", 1))
+
+
 class FamilyGuard:
     """Finds out families and remembers them; safe to use from several threads.
 
@@ -115,9 +134,7 @@ class FamilyGuard:
     def __init__(self, library: Library, cache_file: Path, known: Catalogue | None = None) -> None:
         self._library = library
         self._catalogue = known or catalogue()
-        self._cache_file = cache_file
-        self._lock = threading.RLock()
-        self._found = _read_cache(cache_file)
+        self._found = JsonStore(cache_file, CACHE)
 
     def check(
         self, entry: Entry, checkpoint: Checkpoint, settings: GuardSettings, weights: VaeWeights | None = None
@@ -154,15 +171,12 @@ class FamilyGuard:
             VaeKitError: The file cannot be read.
         """
         key = f"{entry.path}|{entry.size}|{entry.mtime_ns}|{_ways(settings)}"
-        with self._lock:
-            if key in self._found:
-                return self._found[key]
+        if known := self._found.value.get(key):
+            return known
         started = time.time_ns()
         finding = next(found for found in self._steps(entry, settings, weights) if found)
         if abs(started - entry.mtime_ns) >= SETTLED_NS:
-            with self._lock:
-                self._found[key] = finding
-                _write_cache(self._cache_file, self._found)
+            self._found.remember(lambda found: {**_still_there(found), key: finding})
         return finding
 
     def _steps(self, entry: Entry, settings: GuardSettings, weights: VaeWeights | None) -> Iterator[Finding | None]:
@@ -256,8 +270,8 @@ class FamilyGuard:
     def remembered(self, entry: Entry) -> str:
         """The family found earlier, or what the file says; nothing is computed."""
         start = f"{entry.path}|{entry.size}|{entry.mtime_ns}|"
-        with self._lock:
-            found = [finding for key, finding in self._found.items() if key.startswith(start) and finding.is_certain]
+        findings = self._found.value.items()
+        found = [finding for key, finding in findings if key.startswith(start) and finding.is_certain]
         return found[0].family if found else entry.family
 
 
@@ -284,31 +298,3 @@ def _shipped_marks() -> tuple[_Mark, ...]:
 def _unpacked(text: str) -> tuple[float, ...]:
     data = base64.b64decode(text)
     return struct.unpack(f"<{len(data) // 4}f", data)
-
-
-def _read_cache(path: Path) -> dict[str, Finding]:
-    """What was found earlier; nothing if the file is missing, damaged, or of another format."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        if content["format"] != CACHE_FORMAT:
-            return {}
-        return {key: Finding(**values) for key, values in content["found"].items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        _log.warning("the cache %s is damaged and is made anew: %s", path, error)
-        return {}
-
-
-def _write_cache(path: Path, found: dict[str, Finding]) -> None:
-    """Replace the cache atomically; a folder that cannot be written costs only time, so it is logged."""
-    there = {key: asdict(value) for key, value in found.items() if os.path.exists(key.split("|")[0])}  # noqa: PTH110
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"format": CACHE_FORMAT, "found": there}), "utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        _log.warning("the cache %s cannot be written: %s", path, error)

@@ -7,7 +7,6 @@ that the next listing only asks the file system; the cache may be deleted or dam
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import os
 import re
@@ -19,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from sd_vae_kit import __version__
 from sd_vae_kit.core.files.checkpoint import read_header
 from sd_vae_kit.core.files.detect import detect
 from sd_vae_kit.core.files.header import main_dtype
@@ -27,19 +25,18 @@ from sd_vae_kit.core.files.identity import fingerprint, weight_sketch
 from sd_vae_kit.core.vae import VaeWeights, read_vae
 from sd_vae_kit.errors import (
     BrokenVaeError,
-    Interrupted,
     UnsafeFileError,
     UnsupportedVaeError,
     VaeKitError,
     VaeNotFoundError,
 )
-from sd_vae_kit.vaes.library_cache import Cache, Facts, Identity, Stamp
+from sd_vae_kit.state.file_hash import file_sha256
+from sd_vae_kit.vaes.library_cache import Cache, Facts, Identity, Learnt, Stamp
 
 FolderKind = Literal["vae", "checkpoint"]
 Progress = Callable[[int, int], object]
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-HASH_CHUNK = 1 << 22
 NEAR_NAMES = 3
 
 _log = logging.getLogger(__name__)
@@ -278,7 +275,7 @@ class Library:
         started = time.time_ns()
         digest = _hash_file(entry.path, stamp, on_progress)
         with self._lock:
-            self._cache.learn(entry.path, stamp, started).sha256 = digest
+            self._cache.learn(entry.path, stamp, started, Learnt(sha256=digest))
             self._cache.save()
             self._update(entry.path, stamp, lambda known: replace(known, sha256=digest))
         return digest
@@ -299,7 +296,7 @@ class Library:
         identity = Identity(fingerprint(state), weight_sketch(state))
         _check_unchanged(entry.path, stamp)
         with self._lock:
-            self._cache.learn(entry.path, stamp, started).identity = identity
+            self._cache.learn(entry.path, stamp, started, Learnt(identity=identity))
             self._cache.save()
             self._update(entry.path, stamp, lambda known: replace(known, fingerprint=identity.fingerprint))
         return identity
@@ -338,8 +335,7 @@ class Library:
             facts, lasting = _examine(path)
             if lasting:
                 with self._lock:
-                    record = self._cache.learn(path, stamp, learnt)
-                    record.facts, record.version = facts, __version__
+                    record = self._cache.learn(path, stamp, learnt, Learnt(facts))
         return Entry(
             name=name,
             path=path,
@@ -388,20 +384,12 @@ def _near(wanted: str, entries: Sequence[Entry]) -> str:
 
 
 def _hash_file(path: Path, stamp: Stamp, on_progress: Progress | None) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(HASH_CHUNK))
-    done = 0
     try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
-                done += count
-                if on_progress is not None and on_progress(done, max(stamp.size, done)) is False:
-                    raise Interrupted(f"hashing {path.name} was stopped")
+        digits = file_sha256(path, on_progress)
     except OSError as error:
         raise BrokenVaeError(f"{path.name} cannot be read: {error.strerror or error}; check the disk") from error
     _check_unchanged(path, stamp)
-    return digest.hexdigest()
+    return digits
 
 
 def _check_unchanged(path: Path, stamp: Stamp) -> None:

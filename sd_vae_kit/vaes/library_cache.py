@@ -6,31 +6,25 @@ A missing or damaged cache costs time, never a wrong answer.
 from __future__ import annotations
 
 import base64
-import json
-import logging
 import os
 import re
 import struct
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 from sd_vae_kit import __version__
 from sd_vae_kit.core.files.detect import Kind, LayoutName
 from sd_vae_kit.core.halves import Part
 from sd_vae_kit.errors import VaeNotFoundError
+from sd_vae_kit.state.json_store import JsonFormat, JsonStore
 
 State = Literal["ok", "broken", "unsupported", "unsafe"]
 
-CACHE_FORMAT = 1
 # A file that is changed twice within one tick of its file system's clock keeps its time.  Whole seconds are taken for a
 # clock of 2 s (FAT), others for one of 50 ms (the slowest timer behind a nanosecond stamp, with a margin).
 TICK_NS, COARSE_TICK_NS = 50_000_000, 2_000_000_000
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ class Stamp:
         return cls(status.st_size, status.st_mtime_ns)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Record:
     """What is known about one version of a file, and when it was learnt (ns)."""
 
@@ -96,24 +90,43 @@ class Record:
         return self.stamp == stamp and abs(self.learnt_ns - stamp.mtime_ns) >= tick
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What was found out by one look at a file; None: not looked for."""
+
+    facts: Facts | None = None
+    sha256: str | None = None
+    identity: Identity | None = None
+
+
 class Cache:
-    """Records by absolute path, in one JSON file."""
+    """Records by absolute path, in one JSON file; what is learnt is written by `save`.
+
+    Used under its owner's lock; other programs may write the file at any time.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.records: dict[str, Record] = _load_records(path)
-        self.changed = False
+        self._store = JsonStore(path, FORMAT)
+        self._changes: dict[str, Record | None] = {}  # since the last `save`; None: forgotten
+
+    @property
+    def records(self) -> dict[str, Record]:
+        """All that is known."""
+        return _with_changes(self._store.value, self._changes)
 
     def find(self, path: Path, stamp: Stamp) -> Record | None:
-        record = self.records.get(str(path))
+        """What is known about this version of the file."""
+        key = str(path)
+        record = self._changes[key] if key in self._changes else self._store.value.get(key)
         return record if record and record.holds_for(stamp) else None
 
-    def learn(self, path: Path, stamp: Stamp, learnt_ns: int) -> Record:
-        """The record for this version of the file, an empty one if what was known is of another version."""
-        record = self.find(path, stamp)
-        if record is None:
-            record = self.records[str(path)] = Record(stamp, learnt_ns, __version__)
-        self.changed = True
+    def learn(self, path: Path, stamp: Stamp, learnt_ns: int, learnt: Learnt) -> Record:
+        """The record with what was learnt added; what was known of another version of the file is forgotten."""
+        known = self.find(path, stamp) or Record(stamp, learnt_ns, __version__)
+        version = known.version if learnt.facts is None else __version__
+        found = {item.name: getattr(learnt, item.name) for item in fields(learnt)}
+        record = replace(known, version=version, **{name: new for name, new in found.items() if new is not None})
+        self._changes[str(path)] = record
         return record
 
     def forget_missing(self, folders: Iterable[Path]) -> None:
@@ -122,28 +135,26 @@ class Cache:
         A folder that is missing or empty may be a drive that is not connected: its records stay.
         """
         roots = tuple(str(folder) + os.sep for folder in folders)
-        for key in [key for key in self.records if key.startswith(roots) and not os.path.isfile(key)]:  # noqa: PTH113
-            del self.records[key]
-            self.changed = True
+        for key in self.records:
+            if key.startswith(roots) and not os.path.isfile(key):  # noqa: PTH113
+                self._changes[key] = None
 
     def save(self) -> None:
         """Write atomically if anything changed; a folder that cannot be written costs only time, so it is logged."""
-        if not self.changed:
-            return
-        temporary = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(_dump_records(self.records), encoding="utf-8")
-            temporary.replace(self.path)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
-            _log.warning("the cache %s cannot be written: %s", self.path, error)
-        else:
-            self.changed = False
+        changes = self._changes
+        if changes and self._store.remember(lambda records: _with_changes(records, changes)):
+            self._changes = {}
 
 
-def _dump_records(records: dict[str, Record]) -> str:
+def _with_changes(records: dict[str, Record], changes: Mapping[str, Record | None]) -> dict[str, Record]:
+    changed = {**records, **changes}
+    return {path: record for path, record in changed.items() if record is not None}
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def _encoded(records: dict[str, Record]) -> dict[str, object]:
     files = {
         path: {
             "size": r.stamp.size,
@@ -157,7 +168,45 @@ def _dump_records(records: dict[str, Record]) -> str:
         }
         for path, r in records.items()
     }
-    return json.dumps({"format": CACHE_FORMAT, "files": files}, separators=(",", ":"))
+    return {"files": files}
+
+
+def _decoded(content: Mapping[str, object]) -> dict[str, Record]:
+    """The file's records; checked here, because a damaged cache must not surface later as a wrong hash.
+
+    Raises:
+        Exception: One of `DAMAGE`.
+    """
+    files: Mapping[str, Mapping[str, object]] = content["files"]  # type: ignore[assignment]
+    return {name: _record(values) for name, values in files.items()}
+
+
+def _record(values: Mapping[str, object]) -> Record:
+    size, mtime_ns, learnt_ns = (_whole_number(values[key]) for key in ("size", "mtime_ns", "learnt_ns"))
+    fingerprint, packed = _digest(values["fingerprint"]), values["sketch"]
+    facts, version = values["facts"], str(values["version"])
+    return Record(
+        Stamp(size, mtime_ns),
+        learnt_ns,
+        version,
+        Facts(**facts) if isinstance(facts, dict) and version == __version__ else None,
+        _digest(values["sha256"]),
+        Identity(fingerprint, _unpack(packed)) if fingerprint is not None and isinstance(packed, str) else None,
+    )
+
+
+def _whole_number(value: object) -> int:
+    if not isinstance(value, int):
+        raise ValueError("a number is missing")
+    return value
+
+
+def _digest(value: object) -> str | None:
+    if value is None:
+        return None
+    if not (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)):
+        raise ValueError("a hash is damaged")
+    return value
 
 
 def _pack(values: Sequence[float]) -> str:
@@ -169,35 +218,4 @@ def _unpack(text: str) -> tuple[float, ...]:
     return struct.unpack(f"<{len(data) // 4}f", data)
 
 
-def _load_records(path: Path) -> dict[str, Record]:
-    """The cache file's records, none if it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != CACHE_FORMAT:
-            return {}
-        return {name: _record(values) for name, values in content["files"].items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
-        _log.warning("the cache %s is damaged and is made anew: %s", path, error)
-        return {}
-
-
-def _record(values: dict[str, object]) -> Record:
-    """One file's record; checked here, because a damaged cache must not surface later as a wrong hash."""
-    size, mtime_ns, learnt_ns = values["size"], values["mtime_ns"], values["learnt_ns"]
-    if not (isinstance(size, int) and isinstance(mtime_ns, int) and isinstance(learnt_ns, int)):
-        raise ValueError("a number is missing")
-    sha256, mark, packed = (values[key] for key in ("sha256", "fingerprint", "sketch"))
-    for digest in (sha256, mark):
-        if digest is not None and not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
-            raise ValueError("a hash is damaged")
-    facts, version = values["facts"], str(values["version"])
-    return Record(
-        Stamp(size, mtime_ns),
-        learnt_ns,
-        version,
-        Facts(**facts) if isinstance(facts, dict) and version == __version__ else None,
-        sha256 if isinstance(sha256, str) else None,
-        Identity(mark, _unpack(packed)) if isinstance(mark, str) and isinstance(packed, str) else None,
-    )
+FORMAT: JsonFormat[dict[str, Record]] = JsonFormat(_decoded, _encoded, dict, version=("format", 1))

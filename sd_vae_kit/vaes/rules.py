@@ -10,16 +10,16 @@ import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, get_args
-from uuid import uuid4
 
 from sd_vae_kit.core.networks.latent_format import FORMATS, family_label
 from sd_vae_kit.errors import RulesError
 from sd_vae_kit.settings.sections import AUTOMATIC
+from sd_vae_kit.state.atomic_write import atomic_write
+from sd_vae_kit.state.json_store import FileStamp
 from sd_vae_kit.vaes.host_protocol import Checkpoint
 
 FILE_NAME = "vae_rules.json"
@@ -205,7 +205,7 @@ class RulesFile:
     """The rules on disk; read again when the file changed.  Safe to use from several threads."""
 
     path: Path
-    _seen: tuple[int, int] = (-1, -1)
+    _seen: FileStamp | None = None
     _rules: tuple[Rule, ...] = ()
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -232,12 +232,11 @@ class RulesFile:
         """
         with self._lock:
             try:
-                status = self.path.stat()
-                seen = (status.st_mtime_ns, status.st_size)
-            except OSError:
-                seen = (0, 0)
+                seen = FileStamp.of(self.path)
+            except OSError:  # its folder cannot be reached: no rules, as without a file
+                seen = None
             if seen != self._seen:
-                self._rules = parse(self.text) if seen != (0, 0) else ()
+                self._rules = parse(self.text) if seen is not None else ()
                 self._seen = seen
             return self._rules
 
@@ -248,17 +247,14 @@ class RulesFile:
             RulesError: The text does not follow the schema, or the file cannot be written.
         """
         rules = parse(text)
-        temporary = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.part")
         with self._lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(text if text.strip() else dump(()), "utf-8")
-                temporary.replace(self.path)
+                with atomic_write(self.path) as temporary:
+                    temporary.write_text(text if text.strip() else dump(()), "utf-8")
             except OSError as error:
-                with suppress(OSError):
-                    temporary.unlink()
                 raise RulesError(f"{self.path} was not saved: {error.strerror or error}.") from error
-            self._seen = (-1, -1)
+            self._seen = None
         return rules
 
 

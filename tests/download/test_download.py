@@ -332,7 +332,7 @@ def test_two_downloads_of_one_file_do_not_mix(server, tmp_path):
 
 
 def test_a_file_system_without_locks_is_no_obstacle(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(part_file, "_lock", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
+    monkeypatch.setattr(part_file, "take", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
     download(source(server.address("x", faults.serve)), tmp_path, PATIENT)
     assert left_in(tmp_path) == [FILE]
 

@@ -16,6 +16,7 @@ from vae_files import kl_state, tiny_state, write
 
 from sd_vae_kit.core.files.identity import weight_sketches_match
 from sd_vae_kit.errors import BrokenVaeError, Interrupted, UnsafeFileError, UnsupportedVaeError, VaeNotFoundError
+from sd_vae_kit.state import file_hash
 from sd_vae_kit.vaes import library as library_module
 from sd_vae_kit.vaes.library import Folder, Library
 
@@ -398,14 +399,14 @@ def test_a_hash_is_computed_once_and_shown_in_the_list(vaes, make, monkeypatch):
     library = make()
     digest = library.sha256(library.get("a"))
     assert digest == sha256_of(path) == library.get("a").sha256
-    monkeypatch.setattr(library_module, "_hash_file", None)
+    monkeypatch.setattr(library_module, "file_sha256", None)
     assert library.sha256(library.get("a")) == digest
     again = make()
     assert again.get("a").sha256 == again.sha256(again.get("a")) == digest
 
 
 def test_hashing_reports_progress_and_can_be_stopped(vaes, make, monkeypatch):
-    monkeypatch.setattr(library_module, "HASH_CHUNK", 1000)
+    monkeypatch.setattr(file_hash, "BLOCK", 1000)
     path = put(vaes / "a.safetensors")
     library = make()
     seen = []

@@ -17,6 +17,7 @@ from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
 from sd_vae_kit.errors import ConsentError, OptionError, RulesError, VaeNotFoundError
 from sd_vae_kit.settings.sections import Settings, with_values
+from sd_vae_kit.state import file_hash
 from sd_vae_kit.vaes import gallery
 from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
 from sd_vae_kit.vaes.guard import FamilyGuard
@@ -155,7 +156,7 @@ def test_verify_says_what_a_file_is_and_of_which_family(service):
 def test_verifying_a_large_file_says_how_far_it_is(service, tmp_path, monkeypatch):
     (tmp_path / "VAE" / "large.safetensors").write_bytes(bytes(1000))
     service._library.refresh()
-    monkeypatch.setattr(gallery, "BLOCK", 10)
+    monkeypatch.setattr(file_hash, "BLOCK", 10)
     *running, last = service.verify("large.safetensors")
     fractions = [state.fraction for state in running]
     assert fractions == sorted(fractions)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.state.atomic_write import atomic_write
 
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -24,13 +22,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: Ma
         VaeKitError: The file cannot be written; nothing is left behind.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
     try:
-        save_file(dict(state), temporary, metadata=dict(metadata))
-        if target.exists():
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
+        with atomic_write(target) as temporary:
+            save_file(dict(state), temporary, metadata=dict(metadata))
     except Exception as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise VaeKitError(f"cannot write {target.name} in {target.parent}: {error}") from error
