@@ -12,7 +12,7 @@ from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.network_run import Report, run_network, tiling_of
 from sd_vae_kit.cli.targets import check_safetensors_target, check_target
 from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_library, open_needs, ready
-from sd_vae_kit.core.files.detect import fitting_families
+from sd_vae_kit.core.files.family_of_header import fitting_families
 from sd_vae_kit.core.files.latent_file import LatentFile, read_latent, write_latent
 from sd_vae_kit.core.networks.latent_format import FORMATS, family_label, split_family
 from sd_vae_kit.core.vae import Vae

@@ -6,7 +6,7 @@ import argparse
 
 from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.vae_choice import choose, open_library
-from sd_vae_kit.core.files.detect import parameter_counts
+from sd_vae_kit.core.files.completeness import parameter_counts
 from sd_vae_kit.core.files.identity import fingerprint
 from sd_vae_kit.core.networks.latent_format import FORMATS, family_label
 from sd_vae_kit.core.vae import choose_format

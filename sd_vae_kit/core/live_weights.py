@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sd_vae_kit.core.files.detect import Detection, detect
+from sd_vae_kit.core.files.detect import detect
+from sd_vae_kit.core.files.detection import Detection
 from sd_vae_kit.core.files.header import TensorInfo
 from sd_vae_kit.errors import VaeMismatchError
 

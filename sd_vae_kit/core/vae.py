@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from sd_vae_kit.core.dtypes import stored_to_compute
 from sd_vae_kit.core.files import key_names as layouts
 from sd_vae_kit.core.files.checkpoint import read_header, read_tensors
-from sd_vae_kit.core.files.detect import Detection, Kind, detect, expected_shapes, fitting_families
+from sd_vae_kit.core.files.completeness import expected_shapes
+from sd_vae_kit.core.files.detect import detect
+from sd_vae_kit.core.files.detection import Detection, Kind
+from sd_vae_kit.core.files.family_of_header import fitting_families
 from sd_vae_kit.core.files.header import TensorInfo, main_dtype
 from sd_vae_kit.core.files.identity import blank, non_finite
 from sd_vae_kit.core.halves import Half, Part

@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 
 from sd_vae_kit.core.files.checkpoint import read_header
-from sd_vae_kit.core.files.detect import Detection, detect, parameter_counts
+from sd_vae_kit.core.files.completeness import parameter_counts
+from sd_vae_kit.core.files.detect import detect
+from sd_vae_kit.core.files.detection import Detection
 from sd_vae_kit.core.networks.latent_format import family_label
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.standalone.pages.backend_protocol import VaeFacts, VaeRow

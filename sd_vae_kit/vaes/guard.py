@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sd_vae_kit.core.family import tell_family
-from sd_vae_kit.core.files.detect import fitting_families
+from sd_vae_kit.core.files.family_of_header import fitting_families
 from sd_vae_kit.core.files.identity import weight_sketches_match
 from sd_vae_kit.core.networks.latent_format import FORMATS, family_label, split_family
 from sd_vae_kit.core.vae import VaeWeights

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from sd_vae_kit import __version__
-from sd_vae_kit.core.files.detect import Kind, LayoutName
+from sd_vae_kit.core.files.detection import Kind, LayoutName
 from sd_vae_kit.core.halves import Part
 from sd_vae_kit.errors import VaeNotFoundError
 from sd_vae_kit.state.json_store import JsonFormat, JsonStore

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sd_vae_kit import __version__
 from sd_vae_kit.core.dtypes import wanted_dtype
-from sd_vae_kit.core.files.detect import parameter_counts
+from sd_vae_kit.core.files.completeness import parameter_counts
 from sd_vae_kit.core.files.latent_file import NAME, LatentFile, check_latent
 from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.run.precision_policy import Precision

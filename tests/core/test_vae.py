@@ -7,7 +7,7 @@ import torch
 from vae_files import kl_config, kl_state, picture, tiny_state, write
 
 from sd_vae_kit.core.dtypes import DTYPES
-from sd_vae_kit.core.files.detect import Detection
+from sd_vae_kit.core.files.detection import Detection
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, split_moments
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
@@ -285,7 +285,7 @@ def test_latents_of_no_family_are_left_unscaled(tmp_path):
 
 
 def test_sanas_family_does_not_fit_the_small_cells_of_a_kl_vae():
-    detection = Detection("kl", "both", "ldm", kl_config(32), {}, ("flux2",))
+    detection = Detection("kl", "both", "ldm", kl_config(32), {}, ("flux2",), "channels")
     with pytest.raises(OptionError, match="SANA needs 32 and cells of 32 pixels"):
         choose_format(detection, "sana")
 

@@ -11,16 +11,12 @@ from vae_files import kl_config, kl_state, tiny_state
 
 from sd_vae_kit.core.files import key_names as layouts
 from sd_vae_kit.core.files.checkpoint import read_header
-from sd_vae_kit.core.files.detect import (
-    FAMILY_SIGNS,
-    LAYOUTS,
-    OTHER_MODELS,
-    RELATIVES,
-    detect,
-    expected_shapes,
-    parameter_counts,
-)
+from sd_vae_kit.core.files.completeness import expected_shapes, parameter_counts
+from sd_vae_kit.core.files.detect import detect
+from sd_vae_kit.core.files.family_of_header import CHECKPOINTS
 from sd_vae_kit.core.files.header import TensorInfo
+from sd_vae_kit.core.files.layouts import LAYOUTS
+from sd_vae_kit.core.files.other_models import OTHER_MODELS, RELATIVES
 from sd_vae_kit.core.networks.autoencoder import KlConfig, NetConfig
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.core.networks.taesd import TinyConfig
@@ -156,6 +152,7 @@ def test_the_families_follow_from_the_latent_channels(config, families):
     found = detect(infos(state_of(config)))
     assert found.families == families
     assert found.family == "|".join(families)
+    assert found.family_known_by == ("channels" if len(families) == 1 else "undecided")
     assert bool(found.warnings) == (families == ())
 
 
@@ -198,7 +195,7 @@ def test_a_vae_baked_into_a_checkpoint_is_found_and_takes_its_family(signs, z_ch
     state = state_of(kl_config(z_channels, quant_conv=z_channels == 4, **F8))
     baked = {f"first_stage_model.{name}": tensor for name, tensor in state.items()}
     found = detect({**names_of(*signs, "model_ema.decay", "betas"), **infos(baked)})
-    assert found.families == (family,)
+    assert (found.families, found.family_known_by) == ((family,), "checkpoint")
     assert set(found.names.values()) == set(baked)
 
 
@@ -209,7 +206,10 @@ def test_a_checkpoints_keys_do_not_give_a_family_of_other_channels():
 
 def test_our_metadata_decide_unless_they_cannot_be_true():
     file = infos(state_of(kl_config(4, **F8)))
-    assert detect(file, {"family": "sdxl"}).families == ("sdxl",)
+    told = detect(file, {"family": "sdxl"})
+    assert (told.families, told.family_known_by) == (("sdxl",), "metadata")
+    both = detect(file, {"family": "sdxl|sd1"})
+    assert (both.families, both.family_known_by) == (("sdxl", "sd1"), "undecided")
     assert detect({**file, **names_of("cond_stage_model.x")}, {"family": "sdxl"}).families == ("sdxl",)
     wrong = detect(file, {"family": "flux"})
     assert wrong.families == ("sd1", "sdxl")
@@ -217,7 +217,7 @@ def test_our_metadata_decide_unless_they_cannot_be_true():
 
 
 def test_every_family_in_the_tables_exists():
-    assert {family for family, _ in FAMILY_SIGNS} <= FORMATS.keys()
+    assert {family for family, _ in CHECKPOINTS} <= FORMATS.keys()
 
 
 # --- incomplete ------------------------------------------------------------------------------------------------------

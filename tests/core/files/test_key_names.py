@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vae_files import kl_config, kl_state, tiny_state
 
 from sd_vae_kit.core.files import key_names as layouts
-from sd_vae_kit.core.files.detect import expected_shapes
+from sd_vae_kit.core.files.completeness import expected_shapes
 from sd_vae_kit.core.networks.taesd import TinyConfig
 
 
