@@ -1,4 +1,4 @@
-"""No message is lost or reworded unseen: what the program said at commit f256706 it says today, or a table has the change.
+"""No message is lost or reworded unseen: what was said at commit f256706 is said today, or a table has the change.
 
 tests/data/messages_at_f256706.json is what `python -m tools.message_list --json` printed there, before the files moved
 into rooms.
