@@ -8,7 +8,7 @@ from sd_vae_kit.settings.sections import Settings, Value, to_values, with_values
 from sd_vae_kit.standalone.job import Finished, Snapshot, Txt2Img
 from sd_vae_kit.standalone.pages.backend_protocol import Pasted, TopBar, VaeFacts, VaeRow
 from sd_vae_kit.web.message import Message
-from sd_vae_kit.wording import Piece
+from sd_vae_kit.wording import Sentence
 
 
 class FakeBackend:
@@ -26,7 +26,15 @@ class FakeBackend:
 
     def top_bar(self) -> TopBar:
         chosen = self.settings.vae.sd_vae
-        return TopBar(("demo",), "demo", self.vaes, chosen, "a.safetensors", "0123456789", f"because <{chosen}>")
+        return TopBar(
+            ("demo",),
+            "demo",
+            self.vaes,
+            chosen,
+            "a.safetensors",
+            "0123456789",
+            Sentence.of("because {}", f"<{chosen}>"),
+        )
 
     def refresh(self) -> None:
         self.messages.append(Message("2 VAE files."))
@@ -55,7 +63,7 @@ class FakeBackend:
         return self.jobs.get(tab)
 
     def forecast(self, size, tiling):
-        return Piece(f"{size[1]}x{size[0]}", False), Piece("will run"), Piece(f"<{tiling.tiling}>", False)
+        return Sentence.of("{} will run {}", f"{size[1]}x{size[0]}", f"<{tiling.tiling}>")
 
     def picture_size(self, path: Path) -> tuple[int, int]:
         return 64, 128

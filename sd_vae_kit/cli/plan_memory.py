@@ -13,7 +13,7 @@ from sd_vae_kit.cli.vae_choice import best_device, open_library, read
 from sd_vae_kit.core.dtypes import dtype_word, wanted_dtype
 from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.run.runner import graph_of, most_bands, planned
-from sd_vae_kit.core.run.sentence import plain, sentence, stepped_aside
+from sd_vae_kit.core.run.sentence import sentence, stepped_aside
 from sd_vae_kit.core.vae import build, compute_dtype
 from sd_vae_kit.errors import OptionError, StepAsideError
 from sd_vae_kit.settings.sections import TilingSettings
@@ -54,7 +54,7 @@ def _facts(
         graph = graph_of(module, part)
         plan, report = planned(graph, shape, dtype, device, tiling)
     except StepAsideError as error:
-        said = plain(stepped_aside(str(error)))
+        said = str(stepped_aside(str(error)))
         return {"plan": "whole", "bands": 1, "predicted_mb": None, "sentence": said, "warnings": [said]}
     warnings = []
     if not report.fits and tiling.enabled:
@@ -68,6 +68,6 @@ def _facts(
         "budget_mb": report.budget_mb,
         "fits": report.fits,
         "reason": report.reason,
-        "sentence": plain(sentence(size, report, tiling)),
+        "sentence": str(sentence(size, report, tiling)),
         "warnings": warnings,
     }

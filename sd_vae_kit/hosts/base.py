@@ -35,8 +35,10 @@ from sd_vae_kit.vaes.host_protocol import Checkpoint, Level
 from sd_vae_kit.vaes.library import Entry, Library
 from sd_vae_kit.vaes.rules import Rule, RulesFile, Run
 from sd_vae_kit.vaes.swap import Active, Swapper
+from sd_vae_kit.wording import Sentence
 
 Listener = Callable[[str, Level], None]
+NO_CHECKPOINT = Sentence.of("No checkpoint is loaded yet.")
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ class VaeStatus:
     name: str = NONE
     checkpoint: str = ""
     family: str = ""
-    reason: str = "No checkpoint is loaded yet."
+    reason: Sentence = NO_CHECKPOINT
     sha256: str = ""
     precision: str = ""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Sentence, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -480,7 +482,8 @@ class WebuiHost(InterceptedHost):
             return VaeStatus()
         active, module = self.active(), self.first_stage_of(model)
         if active is None or module is None:
-            return VaeStatus(checkpoint=checkpoint.name, reason="The web UI looks after this model's VAE itself.")
+            reason = Sentence.of("The web UI looks after this model's VAE itself.")
+            return VaeStatus(checkpoint=checkpoint.name, reason=reason)
         entry = active.decision.entry
         return VaeStatus(
             name=active.name,
@@ -492,14 +495,17 @@ class WebuiHost(InterceptedHost):
             warnings=(*active.warnings, *self._without_weights(checkpoint, active, model)),
         )
 
-    def _without_weights(self, checkpoint: Checkpoint, active: Active, model: nn.Module) -> tuple[str, ...]:
+    def _without_weights(self, checkpoint: Checkpoint, active: Active, model: nn.Module) -> tuple[Sentence, ...]:
         """A checkpoint saved without its VAE must not pass for one with a bad VAE."""
         if active.decision.entry is not None or not self.has_no_vae(model):
             return ()
         needed = checkpoint.latent_format
         fitting = [e.name for e in self.library.entries if e.state == "ok" and e.z_channels == needed.z_channels]
-        offer = f"choose {' or '.join(fitting[:3])}" if fitting else f"install a VAE for {needed.label}"
-        return (f"{checkpoint.name} holds no VAE of its own, so pictures would be spoiled; {offer}.",)
+        offer = Sentence.of("; install a VAE for {}", needed.label)
+        if fitting:
+            offer = Sentence.of("; choose {}", Sentence.joined(" or ", fitting[:3]))
+        words = "{} holds no VAE of its own, so pictures would be spoiled{}."
+        return (Sentence.of(words, checkpoint.name, offer),)
 
     def has_no_vae(self, model: nn.Module) -> bool:
         """Whether the checkpoint in a model, whose own VAE is live, came without one."""

@@ -33,7 +33,7 @@ from sd_vae_kit.hosts.patch import MARK, Patches
 from sd_vae_kit.settings.job import JobTiling
 from sd_vae_kit.settings.sections import Settings, TilingSettings
 from sd_vae_kit.vaes.host_protocol import Level
-from sd_vae_kit.wording import Piece
+from sd_vae_kit.wording import Sentence
 
 
 class InterceptedHost(ABC):
@@ -242,12 +242,12 @@ class VaeInterceptor:
             return self.tile_sizes.budget(tiling, network, part, dtype, device)
         return tiling if tiling.enabled and getattr(tiling, part) else None
 
-    def forecast(self, size: tuple[int, int], job: JobTiling) -> tuple[Piece, ...]:
+    def forecast(self, size: tuple[int, int], job: JobTiling) -> Sentence:
         """What would happen to a picture of (height, width) pixels now."""
         vae = self.owner.live_vae()
         network = getattr(vae, "decoder", None)
         if not isinstance(network, nn.Module):
-            return (Piece("No checkpoint is loaded yet."),)
+            return Sentence.of("No checkpoint is loaded yet.")
         if other_forward(network) is not None:
             return stepped_aside("another extension has taken it over.")
         device, dtype = self.owner.place(network)

@@ -29,7 +29,7 @@ from sd_vae_kit.vaes.swap import Swapper, refuse_other_channels
 from sd_vae_kit.vaes.tiny import TinyVaes, other_half
 from sd_vae_kit.web.catalogue_service import CatalogueService
 from sd_vae_kit.web.message import Message
-from sd_vae_kit.wording import Piece
+from sd_vae_kit.wording import Sentence
 
 HASHED_AT_ONCE = 400_000_000  # bytes; reading that much takes well under a second
 
@@ -145,7 +145,7 @@ class StandaloneBackend:
     def interrupt(self) -> None:
         self._host.interrupt()
 
-    def forecast(self, size: tuple[int, int], tiling: JobTiling) -> tuple[Piece, ...]:
+    def forecast(self, size: tuple[int, int], tiling: JobTiling) -> Sentence:
         return self._host.forecast(size, tiling)
 
     def picture_size(self, path: Path) -> tuple[int, int]:

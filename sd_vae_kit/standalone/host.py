@@ -37,7 +37,7 @@ from sd_vae_kit.vaes.host_protocol import Checkpoint, Level
 from sd_vae_kit.vaes.library import Entry, Library
 from sd_vae_kit.vaes.rules import Run
 from sd_vae_kit.vaes.tiny import TinyVaes
-from sd_vae_kit.wording import Piece
+from sd_vae_kit.wording import Sentence
 
 OWN_VAE, TINY_DECODER = "demo_natural.safetensors", "demo_tiny_decoder.safetensors"
 
@@ -298,7 +298,7 @@ class StandaloneHost:
         """For the infotext: what the job chose, and how its picture was made where that was in bands."""
         return tiling_fields(job.job_tiling, self._reports)
 
-    def forecast(self, size: tuple[int, int], tiling: JobTiling) -> tuple[Piece, ...]:
+    def forecast(self, size: tuple[int, int], tiling: JobTiling) -> Sentence:
         """What will happen when a picture of (height, width) is decoded."""
         module = self._first_stage
         if not hasattr(module, "decoder"):

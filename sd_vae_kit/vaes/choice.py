@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from sd_vae_kit.errors import VaeNotFoundError
 from sd_vae_kit.settings.sections import AUTOMATIC, NONE
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Host
 from sd_vae_kit.vaes.library import Entry, Library
 from sd_vae_kit.vaes.rules import FILE_NAME, Rule, Run, first_match
+from sd_vae_kit.wording import Sentence
+
+FILE_CHOSEN = {"setting": "{} was chosen in the SD VAE dropdown.", "job": "{} was chosen for this job."}
+OWN_CHOSEN = {
+    "setting": Sentence.of("The checkpoint's own VAE: None was chosen in the SD VAE dropdown."),
+    "job": Sentence.of("The checkpoint's own VAE: None was chosen for this job."),
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Decision:
 
     entry: Entry | None
     rule: str
-    reason: str
+    reason: Sentence
 
     @property
     def name(self) -> str:
@@ -55,29 +63,29 @@ def resolve(
         VaeNotFoundError: The rule that applies names a file that is not there.
     """
     chosen = host.settings.vae.sd_vae
-    dropdown = _named(library, chosen, "setting", "chosen in the SD VAE dropdown")
+    dropdown = _named(library, chosen, "setting")
     per_checkpoint = (lambda c, lib: _from_rules(c, lib, rules, run), _from_card, _from_neighbour)
     own_rules = [lambda rule=rule: rule(host.checkpoint, library) for rule in per_checkpoint]
     ordered: list[Callable[[], Decision | None]] = [
         lambda: _from_command_line(host, library),
-        _named(library, job_vae or AUTOMATIC, "job", "chosen for this job"),
+        _named(library, job_vae or AUTOMATIC, "job"),
         *([dropdown, *own_rules] if host.settings.vae.overrides_per_model else [*own_rules, dropdown]),
     ]
     for rule in ordered:
         decision = rule()
         if decision is not None:
             return decision
-    return Decision(None, "own", "Automatic: no rule names a VAE, so the checkpoint's own is used.")
+    return Decision(None, "own", Sentence.of("Automatic: no rule names a VAE, so the checkpoint's own is used."))
 
 
-def _named(library: Library, name: str, rule: str, why: str) -> Callable[[], Decision | None]:
+def _named(library: Library, name: str, rule: Literal["setting", "job"]) -> Callable[[], Decision | None]:
     def apply() -> Decision | None:
         if name == AUTOMATIC:
             return None
         if name == NONE:
-            return Decision(None, rule, f"The checkpoint's own VAE: None was {why}.")
+            return Decision(None, rule, OWN_CHOSEN[rule])
         entry = library.get(name)
-        return Decision(entry, rule, f"{entry.name} was {why}.")
+        return Decision(entry, rule, Sentence.of(FILE_CHOSEN[rule], entry.name))
 
     return apply
 
@@ -89,7 +97,8 @@ def _from_command_line(host: Host, library: Library) -> Decision | None:
         entry = library.entry_at(host.forced_vae)
     except VaeNotFoundError as error:
         raise VaeNotFoundError(f"--vae-path names {host.forced_vae}, which is not there; correct the path.") from error
-    return Decision(entry, "command line", f"{entry.name} was given with --vae-path, which beats every other choice.")
+    reason = Sentence.of("{} was given with --vae-path, which beats every other choice.", entry.name)
+    return Decision(entry, "command line", reason)
 
 
 def _from_rules(checkpoint: Checkpoint | None, library: Library, rules: Sequence[Rule], run: Run) -> Decision | None:
@@ -100,12 +109,14 @@ def _from_rules(checkpoint: Checkpoint | None, library: Library, rules: Sequence
     if rule.vae == AUTOMATIC:
         return None
     if rule.vae == NONE:
-        return Decision(None, "rule", f"The checkpoint's own VAE: rule {number} asks for it ({rule.conditions}).")
+        reason = Sentence.of("The checkpoint's own VAE: rule {} asks for it {}.", number, f"({rule.conditions})")
+        return Decision(None, "rule", reason)
     try:
         entry = library.get(rule.vae)
     except VaeNotFoundError as error:
         raise VaeNotFoundError(f"Rule {number} of {FILE_NAME} ({rule.conditions}): {error}") from error
-    return Decision(entry, "rule", f"{entry.name} follows from rule {number} ({rule.conditions}).")
+    reason = Sentence.of("{} follows from rule {}.", entry.name, f"{number} ({rule.conditions})")
+    return Decision(entry, "rule", reason)
 
 
 def _from_card(checkpoint: Checkpoint | None, library: Library) -> Decision | None:
@@ -113,9 +124,11 @@ def _from_card(checkpoint: Checkpoint | None, library: Library) -> Decision | No
     if checkpoint is None or not wanted or wanted == AUTOMATIC:
         return None
     if wanted == NONE:
-        return Decision(None, "card", f"The card of {checkpoint.name} asks for the checkpoint's own VAE.")
+        reason = Sentence.of("The card of {} asks for the checkpoint's own VAE.", checkpoint.name)
+        return Decision(None, "card", reason)
     entry = library.get(wanted)
-    return Decision(entry, "card", f"{entry.name} is the preferred VAE on the card of {checkpoint.name}.")
+    reason = Sentence.of("{} is the preferred VAE on the card of {}.", entry.name, checkpoint.name)
+    return Decision(entry, "card", reason)
 
 
 def _from_neighbour(checkpoint: Checkpoint | None, library: Library) -> Decision | None:
@@ -131,5 +144,8 @@ def _from_neighbour(checkpoint: Checkpoint | None, library: Library) -> Decision
         return None
     folder = checkpoint.path.parent
     entry = min(same, key=lambda e: (e.path.parent != folder, e.name))
-    where = "lies beside" if entry.path.parent == folder else "has the same name as"
-    return Decision(entry, "beside", f"Automatic: {entry.name} {where} the checkpoint {checkpoint.name}.")
+    words = "Automatic: {} has the same name as the checkpoint {}."
+    if entry.path.parent == folder:
+        words = "Automatic: {} lies beside the checkpoint {}."
+    reason = Sentence.of(words, entry.name, checkpoint.name)
+    return Decision(entry, "beside", reason)

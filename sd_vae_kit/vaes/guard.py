@@ -21,7 +21,7 @@ from typing import Literal, get_args
 from sd_vae_kit.core.family import tell_family
 from sd_vae_kit.core.files.family_of_header import fitting_families
 from sd_vae_kit.core.files.identity import weight_sketches_match
-from sd_vae_kit.core.networks.latent_format import FORMATS, family_label, split_family
+from sd_vae_kit.core.networks.latent_format import FORMATS, split_family
 from sd_vae_kit.core.vae import VaeWeights
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.settings.sections import GuardSettings
@@ -30,6 +30,7 @@ from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
 from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.library import Entry, Library
 from sd_vae_kit.vaes.library_cache import Identity
+from sd_vae_kit.wording import NOTHING, Sentence
 
 MARKS = Path(__file__).with_name("family_marks.json")
 SETTLED_NS = 2_000_000_000  # a file that changed less than this before it was looked at may have changed again unseen
@@ -58,16 +59,25 @@ class Finding:
         return bool(self.family) and "|" not in self.family
 
     @property
-    def sentence(self) -> str:
+    def sentence(self) -> Sentence:
         """How it is known, for a user."""
         return {
-            "hash": f"its hash is that of {self.known_as}",
-            "weights": f"its weights are those of {self.known_as}",
-            "file": "the file says so",
-            "behaviour": "tried on a small picture",
-            "channels": "by its number of latent channels",
-            "undecided": "it could not be told which",
+            "hash": Sentence.of("its hash is that of {}", self.known_as),
+            "weights": Sentence.of("its weights are those of {}", self.known_as),
+            "file": Sentence.of("the file says so"),
+            "behaviour": Sentence.of("tried on a small picture"),
+            "channels": Sentence.of("by its number of latent channels"),
+            "undecided": Sentence.of("it could not be told which"),
         }[self.how]
+
+    @property
+    def label(self) -> Sentence:
+        """What to call the family; one that VAE Kit does not run by its bare name."""
+        names = split_family(self.family)
+        if not names:
+            return Sentence.of("unknown")
+        known = set(names) <= FORMATS.keys()
+        return Sentence.joined(" or ", [FORMATS[name].label for name in names] if known else [self.family])
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ class Verdict:
 
     state: State
     finding: Finding
-    message: str = ""
+    message: Sentence = NOTHING
     installed: tuple[str, ...] = ()
     available: str = ""
 
@@ -157,9 +167,12 @@ class FamilyGuard:
         if not finding.is_certain:
             if needed.name not in split_family(finding.family):
                 return self._wrong(entry, finding, checkpoint)
-            message = (
-                f"{entry.name} may be a VAE for {family_label(finding.family)}, {finding.sentence}; "
-                f"if colours are off, choose another for {needed.label}."
+            message = Sentence.of(
+                "{} may be a VAE for {}, {}; if colours are off, choose another for {}.",
+                entry.name,
+                finding.label,
+                finding.sentence,
+                needed.label,
             )
             return Verdict("unsure", finding, message)
         return Verdict("fits", finding) if finding.family == needed.name else self._wrong(entry, finding, checkpoint)
@@ -228,19 +241,26 @@ class FamilyGuard:
         needed = checkpoint.latent_format
         families = "|".join(fitting_families(entry.z_channels))
         installed, available = self._offers(needed.name)
-        message = (
-            f"{entry.name} has {entry.z_channels} latent channels, the loaded model ({needed.label}) needs "
-            f"{needed.z_channels}; {_remedy(needed.label, installed, available)}"
+        message = Sentence.of(
+            "{} has {} latent channels, the loaded model ({}) needs {}{}",
+            entry.name,
+            entry.z_channels,
+            needed.label,
+            needed.z_channels,
+            _remedy(needed.label, installed, available),
         )
         return Verdict("impossible", Finding(families, "channels"), message, installed, available)
 
     def _wrong(self, entry: Entry, finding: Finding, checkpoint: Checkpoint) -> Verdict:
         needed = checkpoint.latent_format
         installed, available = self._offers(needed.name)
-        label = family_label(finding.family) if set(split_family(finding.family)) <= FORMATS.keys() else finding.family
-        message = (
-            f"{entry.name} is a VAE for {label} ({finding.sentence}), the loaded model is {needed.label}: colours "
-            f"would be wrong; {_remedy(needed.label, installed, available)}"
+        message = Sentence.of(
+            "{} is a VAE for {} ({}), the loaded model is {}: colours would be wrong{}",
+            entry.name,
+            finding.label,
+            finding.sentence,
+            needed.label,
+            _remedy(needed.label, installed, available),
         )
         return Verdict("wrong", finding, message, installed, available)
 
@@ -275,12 +295,12 @@ class FamilyGuard:
         return found[0].family if found else entry.family
 
 
-def _remedy(label: str, installed: Sequence[str], available: str) -> str:
+def _remedy(label: str, installed: Sequence[str], available: str) -> Sentence:
     if installed:
-        return f"choose {installed[0]}."
+        return Sentence.of("; choose {}.", installed[0])
     if available:
-        return f'install "{available}" from the catalogue.'
-    return f"choose a VAE for {label}."
+        return Sentence.of("; install {} from the catalogue.", f'"{available}"')
+    return Sentence.of("; choose a VAE for {}.", label)
 
 
 def _ways(settings: GuardSettings) -> str:

@@ -18,18 +18,20 @@ from dataclasses import dataclass, is_dataclass
 from torch import Tensor, nn
 
 from sd_vae_kit.core.live_weights import LiveWeights
-from sd_vae_kit.core.networks.latent_format import family_label, split_family
+from sd_vae_kit.core.networks.latent_format import split_family
 from sd_vae_kit.core.vae import VaeWeights, build
 from sd_vae_kit.errors import VaeMismatchError
 from sd_vae_kit.vaes.choice import Decision, resolve
-from sd_vae_kit.vaes.guard import FamilyGuard
+from sd_vae_kit.vaes.guard import FamilyGuard, Finding
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Host
 from sd_vae_kit.vaes.library import Entry, Library
 from sd_vae_kit.vaes.rules import RulesFile, Run
+from sd_vae_kit.wording import Sentence
 
 Key = tuple[str, int, int]  # path, size, modification time in ns: a replaced file is another VAE
 OWN_KEY: Key = ("", 0, 0)  # the VAE the checkpoint came with
+NOTHING_CHOSEN = Sentence.of("Nothing was chosen yet: the checkpoint's own VAE is used.")
 
 
 class StoredVae:
@@ -86,7 +88,7 @@ class Active:
 
     decision: Decision
     seconds: float = 0.0
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Sentence, ...] = ()
 
     @property
     def name(self) -> str:
@@ -127,7 +129,7 @@ class Swapper:
             self._own: Slot | None = None
             self._live: Slot | None = None
             self._stored.pop(OWN_KEY, None)
-            self._active = Active(Decision(None, "own", "Nothing was chosen yet: the checkpoint's own VAE is used."))
+            self._active = Active(Decision(None, "own", NOTHING_CHOSEN))
 
     def resolve(self, job_vae: str | None = None, run: Run = "picture") -> Decision:
         """Which VAE the rules choose now for that pass; nothing changes.
@@ -201,7 +203,7 @@ class Swapper:
             raise VaeMismatchError("The checkpoint's own VAE is no longer in memory; load the checkpoint again.")
         return self._stored.setdefault(key, StoredVae(self._library.load(entry)))
 
-    def _check(self, weights: VaeWeights, decision: Decision) -> tuple[str, ...]:
+    def _check(self, weights: VaeWeights, decision: Decision) -> tuple[Sentence, ...]:
         """Whether the VAE speaks the loaded model's latents; warnings where it can only be suspected."""
         checkpoint = self._host.checkpoint
         if checkpoint is None or decision.entry is None:
@@ -211,15 +213,14 @@ class Swapper:
             return self._guarded(self._guard, weights, decision.entry, checkpoint)
         family, needs = weights.detection.family, checkpoint.latent_format
         if family and needs.name not in split_family(family):
-            made_for = family_label(family)
-            return (
-                f"{decision.name} is a VAE for {made_for}, the loaded model is {needs.label}: colours will be wrong.",
-            )
+            made_for = Finding(family, "file").label
+            words = "{} is a VAE for {}, the loaded model is {}: colours will be wrong."
+            return (Sentence.of(words, decision.name, made_for, needs.label),)
         return ()
 
     def _guarded(
         self, guard: FamilyGuard, weights: VaeWeights, entry: Entry, checkpoint: Checkpoint
-    ) -> tuple[str, ...]:
+    ) -> tuple[Sentence, ...]:
         """The guard's opinion as warnings, or as an error where the user wants it so."""
         settings = self._host.settings.guard
         if settings.wrong_family == "off":

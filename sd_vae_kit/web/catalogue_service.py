@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from sd_vae_kit.core.networks.latent_format import FORMATS, family_label, split_family
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile, forgotten_line
 from sd_vae_kit.errors import OptionError, RulesError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.settings.sections import Settings
@@ -23,6 +22,7 @@ from sd_vae_kit.vaes.library import Entry, Library
 from sd_vae_kit.vaes.rules import RUNS, RulesFile
 from sd_vae_kit.web.catalogue_protocol import InstallView, RuleLine
 from sd_vae_kit.web.message import Message
+from sd_vae_kit.wording import NOTHING, Sentence
 
 POLL_SECONDS = 0.3
 STEP = 0.02  # of a file: verifying says so often how far it is
@@ -203,7 +203,7 @@ class CatalogueService:
                 if entry.path == path and entry.sha256 is None:
                     library.sha256(entry)
 
-    def missing(self, digits: str) -> tuple[str, str]:
+    def missing(self, digits: str) -> tuple[str, Sentence]:
         """The catalogue's name of the VAE with that hash, and how to get it; ("", "") if it is not known.
 
         It leads the list from now on, until another one is asked for.
@@ -211,9 +211,9 @@ class CatalogueService:
         known = self._known.by_hash(digits)
         self._wanted = known.name if known else ""
         if known is None:
-            return "", ""
-        how = "it can be installed" if known.can_install else "no download is known for it"
-        line = f'The catalogue knows hash {digits}: it is "{known.name}"; {how}.'
+            return "", NOTHING
+        how = Sentence.of("; it can be installed." if known.can_install else "; no download is known for it.")
+        line = Sentence.of("The catalogue knows hash {}: it is {}{}", digits, f'"{known.name}"', how)
         return known.name if known.can_install else "", line
 
     # --- files ---
@@ -237,12 +237,7 @@ class CatalogueService:
             finding = self._guard.identify(entry, self._host.settings.guard)
         except VaeKitError as error:
             return f" {error}"
-        return f" Family: {self._label(finding.family)} ({finding.sentence})."
-
-    @staticmethod
-    def _label(family: str) -> str:
-        """A family as users call it; one that this program does not run by its bare name."""
-        return family_label(family) if set(split_family(family)) <= FORMATS.keys() else family
+        return f" Family: {finding.label} ({finding.sentence})."
 
     def reveal(self, key: str) -> Message:
         self._may_write()

@@ -7,8 +7,8 @@ from html import escape
 
 from sd_vae_kit.hosts.base import WebuiHost
 from sd_vae_kit.settings.sections import AUTOMATIC, NONE
+from sd_vae_kit.ui.markup import marked
 from sd_vae_kit.webui.vae_page import service_of
-from sd_vae_kit.webui.wording import marked
 
 NAMES = ("VAE", "SD VAE")
 HASHES = ("VAE hash", "SD VAE hash")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -13,10 +13,10 @@ from sd_vae_kit.errors import SettingError
 from sd_vae_kit.hosts.base import VaeStatus, WebuiHost
 from sd_vae_kit.settings.sections import NONE, Spec, Value
 from sd_vae_kit.ui import gradio_compat
+from sd_vae_kit.ui.markup import marked
 from sd_vae_kit.webui import missing_vae, tiling_panel
 from sd_vae_kit.webui.job_settings import checked, job_specs
 from sd_vae_kit.webui.tiling_panel import TilingPanel
-from sd_vae_kit.webui.wording import marked
 
 HASH_DIGITS = 10
 
@@ -94,21 +94,20 @@ def paster(spec: Spec) -> Callable[[dict[str, str]], Value]:
 
 def sentence(host: WebuiHost) -> str:
     """The live sentence as HTML."""
-    return sentence_of(host.status(), [entry.name for entry in host.library.entries])
+    return sentence_of(host.status())
 
 
-def sentence_of(status: VaeStatus, files: Iterable[str] = ()) -> str:
+def sentence_of(status: VaeStatus) -> str:
     """Name, facts and reason, each in an element of its own, so that the host can translate what is language."""
     if not status.checkpoint:
-        return f'<p class="vae-kit-active" data-vae-kit-waiting="1"><span>{escape(status.reason)}</span></p>'
+        return f'<p class="vae-kit-active" data-vae-kit-waiting="1">{marked(status.reason)}</p>'
     name = "the checkpoint's own" if status.name == NONE else status.name
     facts = [f"<span>{escape(fact)}</span>" for fact in (status.family, status.precision) if fact]
     if status.sha256:
         facts.append(f'<span>hash</span> <code title="{status.sha256}">{status.sha256[:HASH_DIGITS]}</code>')
-    names = {*files, status.name, status.checkpoint}
-    warnings = "".join(f'<p class="vae-kit-warning">{marked(text, names)}</p>' for text in status.warnings)
+    warnings = "".join(f'<p class="vae-kit-warning">{marked(text)}</p>' for text in status.warnings)
     return (
         f'<p class="vae-kit-active"><span>Active VAE</span> <b>{escape(name)}</b> '
         f"<span class='vae-kit-facts'>{' · '.join(facts)}</span> "
-        f"<span class='vae-kit-reason'>{marked(status.reason, names)}</span></p>{warnings}"
+        f"<span class='vae-kit-reason'>{marked(status.reason)}</span></p>{warnings}"
     )

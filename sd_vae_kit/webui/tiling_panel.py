@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -14,8 +13,9 @@ from sd_vae_kit.hosts.base import WebuiHost
 from sd_vae_kit.settings.job import tiling_specs
 from sd_vae_kit.settings.sections import Spec
 from sd_vae_kit.ui import gradio_compat
+from sd_vae_kit.ui.markup import marked
 from sd_vae_kit.webui.job_settings import job_from
-from sd_vae_kit.wording import Piece
+from sd_vae_kit.wording import Sentence
 
 SIZES = ("width", "height")
 HIRES = ("hr-checkbox", "hr_scale", "hr_resize_x", "hr_resize_y")  # of txt2img: the decode is of the enlarged picture
@@ -107,8 +107,6 @@ def final_size(given: dict[str, Any]) -> tuple[int, int]:
     return round(height * scale), round(width * scale)
 
 
-def html_of(pieces: tuple[Piece, ...]) -> str:
+def html_of(forecast: Sentence) -> str:
     """Every run of words in an element of its own, so that the web UI can translate it."""
-    words, number = "<span>{}</span>{}", "<b>{}</b>{}"
-    parts = [(words if p.is_words else number).format(escape(p.text), escape(p.after)) for p in pieces]
-    return f'<p class="vae-kit-forecast">{" ".join(parts)}</p>'
+    return f'<p class="vae-kit-forecast">{marked(forecast)}</p>'

@@ -178,10 +178,9 @@ def test_a_forward_left_behind_by_another_tiler_hides_ours_no_longer(webui, host
 
 
 def sentence(webui, host):
-    from sd_vae_kit.core.run.sentence import plain
     from sd_vae_kit.settings.job import JobTiling
 
-    return plain(host.calls.forecast((64, 64), JobTiling()))
+    return str(host.calls.forecast((64, 64), JobTiling()))
 
 
 def test_a_vae_nobody_knows_is_left_to_the_program_and_that_is_said_once(webui, host, script, own, messages):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from sd_vae_kit.core.run.sentence import plain
 from sd_vae_kit.errors import OptionError
 from sd_vae_kit.pictures import infotext
 from sd_vae_kit.pictures.picture_file import save_picture
@@ -138,9 +137,9 @@ def test_what_went_wrong_on_the_way_is_said(host, monkeypatch):
 
 
 def test_the_sentence_is_of_the_live_vae_and_the_jobs_choice(host):
-    assert plain(host.forecast((1024, 1536), JobTiling())).startswith("1536x1024 with this VAE: about ")
-    assert plain(host.forecast((1024, 1536), JobTiling("Always stream"))).endswith(", same picture")
-    assert plain(host.forecast((64, 64), JobTiling("Off"))).endswith("tiling is off, will run whole")
+    assert host.forecast((1024, 1536), JobTiling()).startswith("1536x1024 with this VAE: about ")
+    assert host.forecast((1024, 1536), JobTiling("Always stream")).endswith(", same picture")
+    assert host.forecast((64, 64), JobTiling("Off")).endswith("tiling is off, will run whole")
 
 
 @pytest.mark.parametrize("wrong", [{"tiling": "Sometimes"}, {"tiling_memory_mb": -1}, {"tiling_parts": "None of it"}])

@@ -11,12 +11,12 @@ from sd_vae_kit.core.run.runner import graph_of, planned
 from sd_vae_kit.core.run.sentence import sentence, stepped_aside
 from sd_vae_kit.errors import StepAsideError
 from sd_vae_kit.settings.sections import TilingSettings
-from sd_vae_kit.wording import Piece
+from sd_vae_kit.wording import Sentence
 
 
 def forecast(
     network: nn.Module, size: tuple[int, int], dtype: torch.dtype, device: torch.device, tiling: TilingSettings
-) -> tuple[Piece, ...]:
+) -> Sentence:
     """What will happen when a picture of `size` (height, width) is decoded.
 
     Args:

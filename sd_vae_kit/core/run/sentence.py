@@ -5,54 +5,46 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sd_vae_kit.settings.sections import TilingSettings
-from sd_vae_kit.wording import Piece
+from sd_vae_kit.wording import Sentence
 
 if TYPE_CHECKING:  # pages are built without torch
     from sd_vae_kit.core.plan.planner import PlanReport
 
 
-def sentence(size: tuple[int, int], report: PlanReport, tiling: TilingSettings) -> tuple[Piece, ...]:
+def sentence(size: tuple[int, int], report: PlanReport, tiling: TilingSettings) -> Sentence:
     """What will happen when a picture of `size` (height, width) is decoded as planned."""
     height, width = size
-    what_there_is = [Piece("free memory is not known:")]
+    memory = Sentence.of("free memory is not known:")
     if tiling.memory_mb and _is_on(tiling):
-        what_there_is = [Piece(amount(tiling.memory_mb), False), Piece("budget:")]
+        memory = Sentence.of("{} budget:", amount(tiling.memory_mb))
     elif report.free_mb is not None:
-        what_there_is = [Piece(amount(report.free_mb), False), Piece("free:")]
-    return (
-        Piece(f"{width}x{height}", False),  # A1111 says width first
-        Piece("with this VAE: about"),
-        Piece(amount(report.whole_mb), False),
-        Piece("whole,"),
-        *what_there_is,
-        *_verdict(report, tiling),
+        memory = Sentence.of("{} free:", amount(report.free_mb))
+    whole = amount(report.whole_mb)
+    # A1111 says width first
+    return Sentence.of(
+        "{} with this VAE: about {} whole, {} {}", f"{width}x{height}", whole, memory, _verdict(report, tiling)
     )
 
 
-def _verdict(report: PlanReport, tiling: TilingSettings) -> tuple[Piece, ...]:
+def _verdict(report: PlanReport, tiling: TilingSettings) -> Sentence:
     if not _is_on(tiling):
         fits = report.free_mb is None or report.whole_mb <= report.free_mb
-        return (Piece("tiling is off, will run whole" if fits else "tiling is off, may run out of memory"),)
+        return Sentence.of("tiling is off, will run whole" if fits else "tiling is off, may run out of memory")
     if report.kind == "whole":
-        return (Piece("will run whole"),)
-    predicted = Piece(amount(report.predicted_mb), False, ",")
+        return Sentence.of("will run whole")
+    predicted = amount(report.predicted_mb)
     if report.fits:
-        return Piece("will stream, about"), predicted, Piece("same picture")
-    return Piece("will stream in the least memory there is a way for, about"), predicted, Piece("and may run out of it")
+        return Sentence.of("will stream, about {}, same picture", predicted)
+    return Sentence.of("will stream in the least memory there is a way for, about {}, and may run out of it", predicted)
 
 
 def _is_on(tiling: TilingSettings) -> bool:
     return tiling.enabled and tiling.decoder
 
 
-def stepped_aside(reason: str) -> tuple[Piece, ...]:
-    """The sentence for a VAE that is not ours to run."""
-    return Piece("This VAE runs without VAE Kit:"), Piece(reason, False)
-
-
-def plain(pieces: tuple[Piece, ...]) -> str:
-    """The sentence as text."""
-    return " ".join(piece.text + piece.after for piece in pieces)
+def stepped_aside(reason: str) -> Sentence:
+    """The sentence for a VAE that the host runs by itself."""
+    return Sentence.of("This VAE runs without VAE Kit: {}", reason)
 
 
 def amount(mb: int) -> str:

@@ -52,8 +52,10 @@ from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.library import Entry, Folder, FolderKind, Library
 from sd_vae_kit.vaes.rules import FILE_NAME, RulesFile
 from sd_vae_kit.vaes.swap import Active, Key, Swapper, key_of
+from sd_vae_kit.wording import Sentence, pieces_of
 
 REMIND_SECONDS = 5.0
+NO_VAE_IS_NEAR = Sentence.of("Automatic: no VAE is near.")
 VAE_CALLS = ("decode_first_stage", "encode_first_stage")
 # Core options the VAE depends on; a request's override of one that was never saved stays for ever (processing.py:823).
 CORE_OPTIONS: tuple[str, ...] = (
@@ -113,7 +115,7 @@ class A1111Host(A1111Calls):
             folder = Path(paths.models_path) / "VAE-taesd"
             self.taesd = HostTaesd(self, folder, data_folder() / "taesd.json")
             self.previews = HostPreviews(self, self.taesd)
-        self._decided = Decision(None, "own", "The checkpoint's own VAE.")
+        self._decided = Decision(None, "own", Sentence.of("The checkpoint's own VAE."))
         self._refused: dict[int, Key] = {}  # id of a model -> the VAE that could not be used when it was loaded
         self._fresh = False  # a checkpoint's weights were just put into the model, its own VAE is live
         self._blank: weakref.WeakSet[Any] = weakref.WeakSet()  # models whose checkpoint held no VAE
@@ -251,8 +253,9 @@ class A1111Host(A1111Calls):
         entry = self.guard.standard(checkpoint.latent_format.name) if self.guard and checkpoint else None
         if checkpoint is None or entry is None:
             return None
-        why = f"so {entry.name} is used, the standard VAE of {checkpoint.latent_format.label}."
-        return Decision(entry, "standard", f"Automatic: {checkpoint.name} holds no VAE of its own, {why}")
+        words = "Automatic: {} holds no VAE of its own, so {} is used, the standard VAE of {}."
+        reason = Sentence.of(words, checkpoint.name, entry.name, checkpoint.latent_format.label)
+        return Decision(entry, "standard", reason)
 
     def _by_rules(self, checkpoint_file: str) -> Decision:
         """The rules; where a VAE beside the checkpoint is looked for in the host's way, by its prefix."""
@@ -263,9 +266,10 @@ class A1111Host(A1111Calls):
             return decision
         near = sd_vae.find_vae_near_checkpoint(checkpoint_file)
         if near is None:
-            return decision if decision.rule == "setting" else Decision(None, "own", "Automatic: no VAE is near.")
+            return decision if decision.rule == "setting" else Decision(None, "own", NO_VAE_IS_NEAR)
         entry = self.library.entry_at(Path(near))
-        return Decision(entry, "beside", f"Automatic: the name of {entry.name} begins like the checkpoint's.")
+        reason = Sentence.of("Automatic: the name of {} begins like the checkpoint's.", entry.name)
+        return Decision(entry, "beside", reason)
 
     def _resolve_vae(self, original: Callable[[str], object], checkpoint_file: str) -> object:
         """Never raises: a checkpoint must load even if the VAE that was chosen for it is gone."""
@@ -339,7 +343,8 @@ class A1111Host(A1111Calls):
         return self.swapper(model)
 
     def _own_instead(self, error: VaeKitError) -> Decision:
-        reason = f"{str(error).rstrip('.')}. The checkpoint's own VAE is used instead."
+        said = f"{str(error).rstrip('.')}."
+        reason = Sentence.of("{} The checkpoint's own VAE is used instead.", Sentence(pieces_of(said)))
         self.notify(reason, "warning")
         return Decision(None, "own", reason)
 
@@ -381,8 +386,8 @@ class A1111Host(A1111Calls):
     def _activate(self, model: nn.Module, swapper: Swapper, decision: Decision) -> Active:
         """As the swapper, but a VAE that was refused when the checkpoint was loaded means the one used instead."""
         if decision.entry is not None and self._refused.get(id(model)) == key_of(decision.entry):
-            reason = f"{decision.name} could not be used when the checkpoint was loaded; its own VAE is used."
-            return swapper.activate(Decision(None, "own", reason))
+            words = "{} could not be used when the checkpoint was loaded; its own VAE is used."
+            return swapper.activate(Decision(None, "own", Sentence.of(words, decision.name)))
         return swapper.activate(decision)
 
     def _decision(self, vae_file: str | None, why: str) -> Decision:
@@ -391,9 +396,9 @@ class A1111Host(A1111Calls):
         if vae_file == (str(decided.path) if decided else None):
             return self._decided
         if vae_file is None:
-            return Decision(None, "own", "The checkpoint's own VAE was asked for.")
+            return Decision(None, "own", Sentence.of("The checkpoint's own VAE was asked for."))
         entry = self.library.entry_at(Path(vae_file))
-        return Decision(entry, "path", f"{entry.name} was {why}.")
+        return Decision(entry, "path", Sentence.of("{} was {}.", entry.name, Sentence(pieces_of(why))))
 
     def _record(self, model: Any, swapper: Swapper, active: Active) -> None:
         """Tell the host what is live, in its own words, so that its functions stay right if ours are taken away."""

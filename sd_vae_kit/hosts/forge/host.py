@@ -43,9 +43,11 @@ from sd_vae_kit.vaes.choice import Decision
 from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.swap import Active
+from sd_vae_kit.wording import Sentence
 
 VAE_CALLS = ("decode", "encode", "decode_tiled", "encode_tiled")
 CORE_OPTIONS = ("sd_vae", "sd_vae_encode_method", "sd_vae_decode_method", "show_progress_type")
+LOADED_BY_THE_WEB_UI = Sentence.of("Loading is left to the web UI.")
 TOLERANCE = 1e-4  # of scale and shift factors
 VAE_FIELD = re.compile(r'(?:^|(?<=,))\s*(?:SD )?VAE:\s*(?:"(?:\\.|[^\\"])*"|[^,]*),?')
 OWN_KEY = "SD VAE"  # infotext key where the program keeps "VAE" for its modules
@@ -185,7 +187,7 @@ class ForgeHost(ForgeCalls, A1111Host):
         swapper = self.swapper(model) if model is not None else None
         if swapper is None:
             return
-        decision = self.decide("") if self.repairs.loading else Decision(None, "own", "Loading is left to the web UI.")
+        decision = self.decide("") if self.repairs.loading else Decision(None, "own", LOADED_BY_THE_WEB_UI)
         # models are loaded, and this is called, in inference mode: what the swapper remembers must outlive it
         with torch.inference_mode(False):
             active = swapper.activate(decision)
@@ -206,10 +208,11 @@ class ForgeHost(ForgeCalls, A1111Host):
         if module is None:
             return decision
         if self.settings.vae.sd_vae == AUTOMATIC and decision.rule in ("card", "beside", "own"):
-            reason = f"Automatic: {module} is chosen under VAE / Text Encoder, which makes it the checkpoint's own VAE."
-            return Decision(None, "module", reason)
+            words = "Automatic: {} is chosen under VAE / Text Encoder, which makes it the checkpoint's own VAE."
+            return Decision(None, "module", Sentence.of(words, module))
         if decision.entry is None:
-            return Decision(None, decision.rule, f"{decision.reason} That is {module} from VAE / Text Encoder.")
+            reason = Sentence.of("{} That is {} from VAE / Text Encoder.", decision.reason, module)
+            return Decision(None, decision.rule, reason)
         return decision
 
     def _vae_module(self) -> str | None:

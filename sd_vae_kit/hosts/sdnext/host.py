@@ -26,14 +26,15 @@ from sd_vae_kit.vaes.choice import Decision
 from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.library import Entry, Folder, Library
 from sd_vae_kit.vaes.swap import Active
+from sd_vae_kit.wording import Sentence
 
 VAE_CALLS = ("decode", "encode")
 OWN_NAMES = {"Default": NONE, "TAESD": NONE, "REPA-E": NONE}  # its names for what is no file
 WHY = {
-    "forced": "was given with --vae",
-    "near-checkpoint": "lies beside the checkpoint",
-    "automatic": "has the checkpoint's name",
-    "settings": "was chosen in the VAE dropdown",
+    "forced": "{} was given with --vae.",
+    "near-checkpoint": "{} lies beside the checkpoint.",
+    "automatic": "{} has the checkpoint's name.",
+    "settings": "{} was chosen in the VAE dropdown.",
 }
 TOLERANCE = 1e-4  # of scale and shift factors
 
@@ -146,9 +147,10 @@ class SdNextHost(WebuiHost):
             return super().decide(checkpoint_file)
         path, source = sd_vae.resolve_vae(checkpoint_file)
         if path is None:
-            return Decision(None, "own", "No VAE is chosen, so the checkpoint's own is used.")
+            return Decision(None, "own", Sentence.of("No VAE is chosen, so the checkpoint's own is used."))
         entry = self._entry_at(path)
-        return Decision(entry, str(source), f"{entry.name} {WHY.get(str(source), 'was chosen')}.")
+        reason = Sentence.of(WHY.get(str(source), "{} was chosen."), entry.name)
+        return Decision(entry, str(source), reason)
 
     def _entry_at(self, path: str) -> Entry:
         same = (entry for entry in self.library.entries if str(entry.path) == path)

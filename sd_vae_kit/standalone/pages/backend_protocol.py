@@ -11,7 +11,7 @@ from sd_vae_kit.settings.job import JobTiling
 from sd_vae_kit.settings.sections import Value
 from sd_vae_kit.standalone.job import Snapshot, Txt2Img
 from sd_vae_kit.web.message import Message
-from sd_vae_kit.wording import Piece
+from sd_vae_kit.wording import Sentence
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TopBar:
     vae: str
     active: str
     active_hash: str
-    reason: str
+    reason: Sentence
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -109,8 +109,8 @@ class PageBackend(Protocol):
     def last_job(self, tab: str) -> Txt2Img | None:
         """What was asked for last in that tab."""
 
-    def forecast(self, size: tuple[int, int], tiling: JobTiling) -> tuple[Piece, ...]:
-        """What will happen when a picture of (height, width) is decoded, in words."""
+    def forecast(self, size: tuple[int, int], tiling: JobTiling) -> Sentence:
+        """What will happen when a picture of (height, width) is decoded."""
 
     def picture_size(self, path: Path) -> tuple[int, int]:
         """(height, width) of a picture file as it will be read."""

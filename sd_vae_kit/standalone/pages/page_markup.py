@@ -8,7 +8,7 @@ from html import escape
 
 from sd_vae_kit.standalone.job import Snapshot
 from sd_vae_kit.standalone.pages.backend_protocol import TopBar, VaeFacts, VaeRow
-from sd_vae_kit.ui.markup import status_lines
+from sd_vae_kit.ui.markup import marked, status_lines
 from sd_vae_kit.web.message import Message
 
 
@@ -17,7 +17,7 @@ def active_line(bar: TopBar) -> str:
     digits = f'<code title="VAE hash: first ten digits of its sha256">{escape(bar.active_hash)}</code>'
     return (
         f'<div class="vk-active">Active VAE: <b>{escape(bar.active)}</b>'
-        f"{digits if bar.active_hash else ''} <span>{escape(bar.reason)}</span></div>"
+        f"{digits if bar.active_hash else ''} <span>{marked(bar.reason)}</span></div>"
     )
 
 

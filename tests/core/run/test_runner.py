@@ -12,7 +12,6 @@ from sd_vae_kit.core.networks.autoencoder import AutoencoderKL
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.core.run.forecast import forecast
 from sd_vae_kit.core.run.runner import VaeRunner, graph_of, planned
-from sd_vae_kit.core.run.sentence import plain
 from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError
 from sd_vae_kit.hosts.multidiffusion_compat import DEFAULTS, TileSizes, tile_sizes
 from sd_vae_kit.settings.job import AS_SET, JobTiling
@@ -210,7 +209,7 @@ def test_tile_sizes_become_a_budget_of_memory(vae):
 
 
 def said(vae, tiling, size=(1024, 1536)):
-    return plain(forecast(vae, size, FP32, CPU, tiling))
+    return str(forecast(vae, size, FP32, CPU, tiling))
 
 
 def test_the_sentence_says_what_will_happen(vae, monkeypatch):

@@ -1,6 +1,8 @@
-"""Sentences of the guard and of the rules come in pieces, and every piece has its translation."""
+"""Every sentence that a page shows is built from parts, and every run of its words has a translation."""
 
+import ast
 import json
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -9,13 +11,14 @@ from fake_a1111 import FakeA1111, installed
 
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.ui import catalogue_tab
+from sd_vae_kit.ui.markup import words_of
 from sd_vae_kit.vaes.choice import resolve
 from sd_vae_kit.vaes.guard import Finding
 from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.rules import Rule
+from sd_vae_kit.wording import Sentence
 
 LANGUAGES = sorted((ROOT / "localizations").glob("*.json"))
-PUNCTUATION = {".", ",", "", "(", ")"}
 FOUND = [
     Finding("sdxl", "hash", "SDXL VAE 1.0"),
     Finding("sdxl", "weights", "mine"),
@@ -61,20 +64,87 @@ def sentences(host, monkeypatch):
     yield host.decide(model.sd_checkpoint_info.filename).reason
 
 
-def test_no_piece_is_without_a_translation(host, monkeypatch):
-    from sd_vae_kit.webui.wording import pieces
-
-    names = [*(entry.name for entry in host.library.entries), "anything-v5"]
+def test_no_sentence_of_guard_and_rules_is_without_a_translation_or_has_a_name_among_its_words(host, monkeypatch):
+    names = [*(entry.name for entry in host.library.entries), "anything-v5", "SD VAE ft-MSE 840k", "SDXL"]
     said = list(sentences(host, monkeypatch))
     assert len(said) > 35
-    words = {part.strip() for text in said for tag, part in pieces(text, names) if tag == "span"} - PUNCTUATION
+    assert all(isinstance(text, Sentence) for text in said)
+    words = set().union(*map(words_of, said))
+    assert len(words) > 20
     for path in LANGUAGES:
         assert words - json.loads(path.read_text("utf-8")).keys() == set()
+    assert not [(text, name) for text in words for name in names if name in text]
+
+
+# --- every template in the source ------------------------------------------------------------------------------------
+
+
+def assigned(tree: ast.AST, name: str) -> list[ast.expr]:
+    """What a name is given anywhere in a module."""
+    found = []
+    for node in ast.walk(tree):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            found.append(node.value)
+    return found
+
+
+def literals(node: ast.expr, tree: ast.AST) -> Iterator[str]:
+    """The texts that an expression can be: a literal, a choice of literals, or a name or table that holds some."""
+    match node:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.IfExp(body=body, orelse=orelse):
+            yield from (*literals(body, tree), *literals(orelse, tree))
+        case ast.Dict(values=values):
+            yield from (text for value in values for text in literals(value, tree))
+        case ast.Subscript(value=table):
+            yield from literals(table, tree)
+        case ast.Call(func=ast.Attribute(value=table, attr="get"), args=[_, default]):
+            yield from (*literals(table, tree), *literals(default, tree))
+        case ast.Name(id=name):
+            given = assigned(tree, name)
+            assert given, f"{name} is no literal"
+            yield from (text for value in given for text in literals(value, tree))
+        case _:
+            raise AssertionError(f"line {node.lineno}: {ast.unparse(node)} is no literal")
+
+
+def templates(source: str) -> Iterator[str]:
+    """The first argument of every `Sentence.of`."""
+    tree = ast.parse(source)
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    yield from (t for call in calls if ast.unparse(call.func) == "Sentence.of" for t in literals(call.args[0], tree))
+
+
+def test_every_template_of_the_package_is_translated():
+    """`Sentence.of` is given literals only, so that no name can stand among the words."""
+    found = {text for path in (ROOT / "sd_vae_kit").rglob("*.py") for text in templates(path.read_text("utf-8"))}
+    assert len(found) > 40
+    words = {part.strip() for text in found for part in text.split("{}") if any(map(str.isalpha, part))}
+    for path in LANGUAGES:
+        translated = json.loads(path.read_text("utf-8"))
+        assert words - translated.keys() == set(), path.name
+        assert all(translated[text].strip() for text in words)
+
+
+def test_a_template_that_is_no_literal_is_found():
+    assert list(templates('WORDS = {"a": "{} is a", "b": "{} is b"}\nSentence.of(WORDS[x], n)')) == [
+        "{} is a",
+        "{} is b",
+    ]
+    assert list(templates('Sentence.of("yes {}" if a else "no {}", n)')) == ["yes {}", "no {}"]
+    with pytest.raises(AssertionError):
+        list(templates("Sentence.of(text)"))
+    with pytest.raises(AssertionError):
+        list(templates('Sentence.of(f"{name} is here.")'))
+
+
+# --- pasting ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_paste_says_is_translated(host):
     from sd_vae_kit.webui.missing_vae import message
-    from sd_vae_kit.webui.wording import pieces
 
     known = host.known.find("SDXL VAE 1.0")
     html = message(host, {"VAE": "<theirs>.pt", "VAE hash": known.sha256[:10]})
@@ -86,8 +156,8 @@ def test_what_a_paste_says_is_translated(host):
     assert "data-vae-kit-entry" not in renamed
     assert message(host, {"VAE": "plain.safetensors"}) == message(host, {"VAE": "None"}) == message(host, {}) == ""
     _, line = host.catalogue.missing(known.sha256)
-    words = {part for tag, part in pieces(line) if tag == "span"}
-    assert {word.strip() for word in words} <= json.loads(LANGUAGES[0].read_text("utf-8")).keys() | PUNCTUATION
+    assert words_of(line) <= json.loads(LANGUAGES[0].read_text("utf-8")).keys()
+    assert line == f'The catalogue knows hash {known.sha256}: it is "SDXL VAE 1.0"; it can be installed.'
 
 
 def test_a_pasted_hash_finds_the_file_under_its_name_here(host):
@@ -101,14 +171,6 @@ def test_a_pasted_hash_finds_the_file_under_its_name_here(host):
         before = dict(untouched)
         name_by_hash(host, untouched)
         assert untouched == before
-
-
-def test_names_and_numbers_are_set_apart_and_escaped():
-    from sd_vae_kit.webui.wording import marked
-
-    assert marked('a.pt has 16 "<x>" of a.ptx', ["a.pt"]) == (
-        "<b>a.pt</b><span> has </span><b>16</b><span> </span><b>&quot;&lt;x&gt;&quot;</b><span> of a.ptx</span>"
-    )
 
 
 @pytest.mark.parametrize("path", LANGUAGES, ids=lambda path: path.stem)
