@@ -23,7 +23,8 @@ from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.settings.sections import Settings, with_values
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Level
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.swap import Swapper
 
 

@@ -17,7 +17,9 @@ from sd_vae_kit.core.vae import Vae, VaeWeights, make_vae
 from sd_vae_kit.errors import OptionError, VaeNotFoundError
 from sd_vae_kit.standalone import demo
 from sd_vae_kit.vaes.catalogue import catalogue
-from sd_vae_kit.vaes.library import Entry, Folder, Library, Progress
+from sd_vae_kit.vaes.entry import Entry
+from sd_vae_kit.vaes.library import Library, Progress
+from sd_vae_kit.vaes.model_folders import Folder
 
 LARGE = 2**30  # bytes from which a hash takes long enough to show progress
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sd_vae_kit.core.dtypes import stored_to_compute
 from sd_vae_kit.core.files import key_names as layouts
-from sd_vae_kit.core.files.checkpoint import read_header, read_tensors
+from sd_vae_kit.core.files.checkpoint import open_checkpoint
 from sd_vae_kit.core.files.completeness import expected_shapes
 from sd_vae_kit.core.files.detect import detect
 from sd_vae_kit.core.files.detection import Detection, Kind
@@ -54,13 +54,14 @@ def read_vae(path: str | os.PathLike[str]) -> VaeWeights:
     """Read the VAE of a file, or the one inside a full checkpoint; nothing but its tensors is read.
 
     Raises:
-        VaeNotFoundError, UnsafeFileError, UnsupportedVaeError: As `read_header` and `detect` say.
+        VaeNotFoundError, UnsafeFileError, UnsupportedVaeError: As `open_checkpoint` and `detect` say.
         BrokenVaeError: As they say, or weights are NaN, infinite or blank.
     """
-    header = read_header(path)
     label = Path(path).name
-    detection = detect(header.tensors, header.metadata, label=label)
-    tensors = read_tensors(path, detection.names.values())
+    with open_checkpoint(path) as checkpoint:
+        header = checkpoint.header
+        detection = detect(header.tensors, header.metadata, label=label)
+        tensors = checkpoint.read(detection.names.values())
     state = {
         canonical: layouts.to_canonical_shape(canonical, tensors[name]) for canonical, name in detection.names.items()
     }

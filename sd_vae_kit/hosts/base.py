@@ -29,10 +29,11 @@ from sd_vae_kit.settings.sections import AUTOMATIC, NONE, Settings, TilingSettin
 from sd_vae_kit.vaes.call_gate import CallGate
 from sd_vae_kit.vaes.catalogue import KnownVae, catalogue
 from sd_vae_kit.vaes.choice import Decision, resolve
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Level
-from sd_vae_kit.vaes.library import Entry, Library
+from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.rules import Rule, RulesFile, Run
 from sd_vae_kit.vaes.swap import Active, Swapper
 from sd_vae_kit.wording import Sentence

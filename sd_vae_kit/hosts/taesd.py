@@ -24,7 +24,8 @@ from sd_vae_kit.core.run.runner import RunReport, VaeRunner
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import SettingError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.settings.sections import FULL, TAESD, TilingSettings
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.tiny import TinyVaes
 
 if TYPE_CHECKING:

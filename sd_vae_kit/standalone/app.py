@@ -99,7 +99,8 @@ def build_backend(folders: Folders, shown: Path, forced_vae: Path | None = None)
     from sd_vae_kit.settings.store import SettingsStore
     from sd_vae_kit.standalone.backend import StandaloneBackend
     from sd_vae_kit.standalone.host import StandaloneHost
-    from sd_vae_kit.vaes.library import Folder, Library
+    from sd_vae_kit.vaes.library import Library
+    from sd_vae_kit.vaes.model_folders import Folder
 
     if forced_vae is not None and not forced_vae.is_file():
         raise OptionError(f"--vae-path names {forced_vae}, which is not a file; correct the path.")

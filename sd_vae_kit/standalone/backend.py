@@ -21,9 +21,10 @@ from sd_vae_kit.standalone.job_runner import JobRunner
 from sd_vae_kit.standalone.pages.backend_protocol import Pasted, TopBar, VaeFacts, VaeRow
 from sd_vae_kit.vaes import history
 from sd_vae_kit.vaes.catalogue import Catalogue, catalogue, with_own_entries
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.history import History
-from sd_vae_kit.vaes.library import Entry, Library
+from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.rules import FILE_NAME, RulesFile, Run
 from sd_vae_kit.vaes.swap import Swapper, refuse_other_channels
 from sd_vae_kit.vaes.tiny import TinyVaes, other_half

@@ -33,8 +33,9 @@ from sd_vae_kit.standalone.job import AS_SET, Img2Img, Txt2Img
 from sd_vae_kit.standalone.jobs import JobResult, OnProgress, VaeInUse
 from sd_vae_kit.standalone.tiled import OnBand, tiled, tiling_fields
 from sd_vae_kit.vaes.call_gate import CallGate
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Level
-from sd_vae_kit.vaes.library import Entry, Library
+from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.rules import Run
 from sd_vae_kit.vaes.tiny import TinyVaes
 from sd_vae_kit.wording import Sentence

@@ -12,7 +12,8 @@ from sd_vae_kit.settings.job import tiling_specs
 from sd_vae_kit.settings.sections import AUTOMATIC, FULL, NONE
 from sd_vae_kit.standalone import job as jobs
 from sd_vae_kit.standalone.job import Img2Img
-from sd_vae_kit.vaes.library import Entry, Library
+from sd_vae_kit.vaes.entry import Entry
+from sd_vae_kit.vaes.library import Library
 
 SIZE = re.compile(r"(\d+)\s*x\s*(\d+)")
 NUMBERS: dict[str, tuple[str, Callable[[str], object]]] = {

@@ -13,7 +13,8 @@ from sd_vae_kit.core.files.detection import Detection
 from sd_vae_kit.core.networks.latent_format import family_label
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.standalone.pages.backend_protocol import VaeFacts, VaeRow
-from sd_vae_kit.vaes.library import Entry, Library
+from sd_vae_kit.vaes.entry import Entry
+from sd_vae_kit.vaes.library import Library
 
 POLL_SECONDS = 0.15
 KINDS = {"kl": "KL autoencoder", "tiny": "tiny autoencoder (TAESD)", None: ""}

@@ -8,8 +8,9 @@ from typing import Literal
 
 from sd_vae_kit.errors import VaeNotFoundError
 from sd_vae_kit.settings.sections import AUTOMATIC, NONE
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Host
-from sd_vae_kit.vaes.library import Entry, Library
+from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.rules import FILE_NAME, Rule, Run, first_match
 from sd_vae_kit.wording import Sentence
 

@@ -11,8 +11,9 @@ from sd_vae_kit.core.networks.latent_format import FORMATS, family_label
 from sd_vae_kit.errors import BrokenVaeError
 from sd_vae_kit.state.file_hash import hash_in_steps
 from sd_vae_kit.vaes.catalogue import Catalogue, KnownVae
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.gallery_row import GalleryRow
-from sd_vae_kit.vaes.library import Entry
+from sd_vae_kit.vaes.model_folders import CHECKPOINT_SUFFIXES
 from sd_vae_kit.vaes.rules import Rule
 
 PRECISION = {True: "runs in fp16", False: "needs fp32 or bf16 (or range shift)", None: ""}
@@ -102,7 +103,7 @@ def used_by(entry: Entry, rules: Sequence[Rule], used: Sequence[str] = ()) -> tu
     beside = []
     if stem.endswith(".vae"):
         own = stem.removesuffix(".vae")
-        beside = [own + end for end in (".safetensors", ".ckpt") if entry.path.with_name(own + end).is_file()]
+        beside = [own + end for end in CHECKPOINT_SUFFIXES if entry.path.with_name(own + end).is_file()]
     wanted = {entry.name.casefold(), entry.path.name.casefold(), entry.path.stem.casefold()}
     named = [f"rule {n}: {rule.conditions}" for n, rule in enumerate(rules, 1) if rule.vae.casefold() in wanted]
     return (*used, *(name for name in beside if Path(name).stem not in used), *named)

@@ -27,8 +27,9 @@ from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.settings.sections import GuardSettings
 from sd_vae_kit.state.json_store import JsonFormat, JsonStore
 from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.host_protocol import Checkpoint
-from sd_vae_kit.vaes.library import Entry, Library
+from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.library_cache import Identity
 from sd_vae_kit.wording import NOTHING, Sentence
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sd_vae_kit.state.json_store import JsonFormat, JsonStore
-from sd_vae_kit.vaes.library import Entry
+from sd_vae_kit.vaes.entry import Entry
 
 FILE_NAME = "history.json"
 KEPT = 500  # pairs; the ones not used for longest are forgotten first

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from sd_vae_kit import __version__
-from sd_vae_kit.core.files.detection import Kind, LayoutName
+from sd_vae_kit.core.files.detection import FamilyKnownBy, Kind, LayoutName
 from sd_vae_kit.core.halves import Part
 from sd_vae_kit.errors import VaeNotFoundError
 from sd_vae_kit.state.json_store import JsonFormat, JsonStore
@@ -34,7 +34,8 @@ class Facts:
     Attributes:
         state: Whether it can be used.
         reason: Why not, a sentence for the user; "" if it can.
-        kind, part, layout, family, z_channels: As in `Detection`; `None`, "" and 0 where unknown.
+        kind, part, layout, family, z_channels, family_known_by, downscale: As in `Detection`; `None`, "", 0 and
+            "undecided" where unknown.
         dtype: That of most of its weights, "fp16".
     """
 
@@ -46,6 +47,13 @@ class Facts:
     family: str = ""
     z_channels: int = 0
     dtype: str = ""
+    family_known_by: FamilyKnownBy = "undecided"
+    downscale: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Not for what an earlier version learnt of a usable file, which did not note the size of a latent cell."""
+        return self.state != "ok" or self.downscale > 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class Cache:
     Used under its owner's lock; other programs may write the file at any time.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._store = JsonStore(path, FORMAT)
         self._changes: dict[str, Record | None] = {}  # since the last `save`; None: forgotten
 

@@ -21,6 +21,7 @@ from sd_vae_kit.settings.sections import AUTOMATIC
 from sd_vae_kit.state.atomic_write import atomic_write
 from sd_vae_kit.state.json_store import FileStamp
 from sd_vae_kit.vaes.host_protocol import Checkpoint
+from sd_vae_kit.vaes.model_folders import CHECKPOINT_SUFFIXES
 
 FILE_NAME = "vae_rules.json"
 VERSION = 1
@@ -28,7 +29,6 @@ Run = Literal["picture", "hires", "img2img encode", "preview"]
 RUNS: tuple[Run, ...] = get_args(Run)
 # A preview wants a tiny decoder; a rule that means it has to say so.
 RUNS_WITHOUT_SAYING: tuple[Run, ...] = ("picture", "hires", "img2img encode")
-CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt")
 
 
 @dataclass(frozen=True)

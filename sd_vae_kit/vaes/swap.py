@@ -22,10 +22,11 @@ from sd_vae_kit.core.networks.latent_format import split_family
 from sd_vae_kit.core.vae import VaeWeights, build
 from sd_vae_kit.errors import VaeMismatchError
 from sd_vae_kit.vaes.choice import Decision, resolve
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.guard import FamilyGuard, Finding
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Host
-from sd_vae_kit.vaes.library import Entry, Library
+from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.rules import RulesFile, Run
 from sd_vae_kit.wording import Sentence
 

@@ -18,8 +18,9 @@ from sd_vae_kit.core.vae import Vae, make_vae
 from sd_vae_kit.errors import VaeKitError, VaeNotFoundError
 from sd_vae_kit.settings.sections import GuardSettings
 from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.guard import FamilyGuard
-from sd_vae_kit.vaes.library import Entry, Library
+from sd_vae_kit.vaes.library import Library
 
 KEPT = 4  # networks in memory; a few MB each
 PUBLISHED = {"sd1": "taesd", "sdxl": "taesdxl", "sd3": "taesd3", "flux": "taef1", "flux2": "taef2", "sana": "taesana"}

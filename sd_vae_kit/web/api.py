@@ -34,7 +34,8 @@ from sd_vae_kit.errors import LatentFileError, PictureError, StepAsideError, Vae
 from sd_vae_kit.pictures.picture_file import crop, open_picture, png_bytes, reflect_pad, to_image, to_pixels
 from sd_vae_kit.settings.sections import TilingSettings
 from sd_vae_kit.units import MIB
-from sd_vae_kit.vaes.library import Entry, Library
+from sd_vae_kit.vaes.entry import Entry
+from sd_vae_kit.vaes.library import Library
 
 PREFIX = "/vae-kit/v1"
 MAX_BASE64 = 256 * MIB  # characters of one picture or latent

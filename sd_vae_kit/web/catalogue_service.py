@@ -13,12 +13,13 @@ from sd_vae_kit.errors import OptionError, RulesError, VaeKitError, VaeNotFoundE
 from sd_vae_kit.settings.sections import Settings
 from sd_vae_kit.vaes import gallery, rules
 from sd_vae_kit.vaes.catalogue import Catalogue, KnownVae
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.gallery_row import GalleryRow
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.install import Installation, Installer
-from sd_vae_kit.vaes.library import Entry, Library
+from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.rules import RUNS, RulesFile
 from sd_vae_kit.web.catalogue_protocol import InstallView, RuleLine
 from sd_vae_kit.web.message import Message

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.errors import VaeNotFoundError
 from sd_vae_kit.vaes.choice import resolve
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 
 NET = NetConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1)
 

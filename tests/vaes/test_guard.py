@@ -18,7 +18,8 @@ from sd_vae_kit.settings.sections import GuardSettings
 from sd_vae_kit.vaes import guard as guard_family
 from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
 from sd_vae_kit.vaes.guard import FamilyGuard, Finding
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 
 NET = NetConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
 ALL = GuardSettings()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sd_vae_kit.vaes import history
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.history import History
-from sd_vae_kit.vaes.library import Entry
 
 
 def entry(name="a.safetensors", sha256="ab" * 32):

@@ -18,7 +18,8 @@ from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
 from sd_vae_kit.vaes.gallery import compare, read_again, reveal_command, rows, used_by
 from sd_vae_kit.vaes.gallery_row import filtered
 from sd_vae_kit.vaes.install import Installer
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.rules import Rule
 
 SETTINGS = DownloadSettings(http="loopback", proxy="direct")

@@ -14,11 +14,13 @@ import pytest
 import torch
 from vae_files import kl_state, tiny_state, write
 
+from sd_vae_kit.core.files import inspection
 from sd_vae_kit.core.files.identity import weight_sketches_match
 from sd_vae_kit.errors import BrokenVaeError, Interrupted, UnsafeFileError, UnsupportedVaeError, VaeNotFoundError
 from sd_vae_kit.state import file_hash
 from sd_vae_kit.vaes import library as library_module
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 
 KL, TINY = kl_state(), tiny_state()
 LONG_AGO = 1_600_000_000
@@ -168,14 +170,14 @@ def test_a_lora_in_the_folder_is_listed_as_unsupported(vaes, make):
 def test_a_defect_of_ours_spoils_one_entry_and_not_the_list(vaes, make, monkeypatch, caplog):
     put(vaes / "a.safetensors")
     put(vaes / "b.safetensors")
-    original = library_module.read_header
+    original = inspection.read_header
 
     def defective(path):
         if Path(path).name == "a.safetensors":
             raise ZeroDivisionError("oops")
         return original(path)
 
-    monkeypatch.setattr(library_module, "read_header", defective)
+    monkeypatch.setattr(inspection, "read_header", defective)
     with caplog.at_level(logging.CRITICAL):
         a, b = make().entries
     assert (a.state, b.state) == ("broken", "ok")
@@ -191,8 +193,8 @@ def test_a_defect_of_ours_spoils_one_entry_and_not_the_list(vaes, make, monkeypa
 def header_reads(monkeypatch):
     """Names of the files whose header was read."""
     read = []
-    original = library_module.read_header
-    monkeypatch.setattr(library_module, "read_header", lambda path: read.append(Path(path).name) or original(path))
+    original = inspection.read_header
+    monkeypatch.setattr(inspection, "read_header", lambda path: read.append(Path(path).name) or original(path))
     return read
 
 

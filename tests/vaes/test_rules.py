@@ -14,7 +14,8 @@ from sd_vae_kit.errors import RulesError, VaeMismatchError, VaeNotFoundError
 from sd_vae_kit.vaes.choice import resolve
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.host_protocol import Checkpoint
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.rules import Rule, RulesFile, dump, explain, first_match, merged, parse, rules_from_cards
 from sd_vae_kit.vaes.swap import Swapper
 

@@ -13,7 +13,8 @@ from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.errors import BrokenVaeError, VaeKitError, VaeMismatchError, VaeNotFoundError
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.swap import Swapper
 
 NET = NetConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1)

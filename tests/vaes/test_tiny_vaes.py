@@ -9,7 +9,8 @@ from vae_files import kl_state, tiny_state, write
 from sd_vae_kit.core.networks.taesd import TinyConfig
 from sd_vae_kit.errors import VaeNotFoundError
 from sd_vae_kit.vaes.guard import FamilyGuard
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.tiny import TinyVaes, other_half
 
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ from safetensors.torch import load
 from vae_files import kl_config, kl_state, write
 
 from sd_vae_kit.settings.sections import TilingSettings
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.web.api import PREFIX, make_router
 
 

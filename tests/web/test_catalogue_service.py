@@ -23,7 +23,8 @@ from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.rules import Rule, RulesFile, dump
 from sd_vae_kit.web.catalogue_service import CatalogueService
 

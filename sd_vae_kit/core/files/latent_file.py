@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sd_vae_kit.core.files.checkpoint import read_header, read_tensors
+from sd_vae_kit.core.files.checkpoint import open_checkpoint
 from sd_vae_kit.core.files.safetensors_file import save
 from sd_vae_kit.core.networks.latent_format import LatentFormat
 from sd_vae_kit.errors import LatentFileError, VaeKitError
@@ -77,11 +77,12 @@ def read_latent(path: str | os.PathLike[str]) -> LatentFile:
     if not Path(path).exists():
         raise LatentFileError(f"There is no file {os.fspath(path)}; name a latent file, as encode writes it.")
     try:
-        header = read_header(path)
-        if NAME not in header.tensors:
-            held = ", ".join(sorted(header.tensors)[:3]) or "nothing"
-            raise LatentFileError(f"{name} is no latent file: it holds {held:.100}, but no tensor named {NAME}.")
-        latent = read_tensors(path, [NAME])[NAME]
+        with open_checkpoint(path) as checkpoint:
+            header = checkpoint.header
+            if NAME not in header.tensors:
+                held = ", ".join(sorted(header.tensors)[:3]) or "nothing"
+                raise LatentFileError(f"{name} is no latent file: it holds {held:.100}, but no tensor named {NAME}.")
+            latent = checkpoint.read([NAME])[NAME]
     except LatentFileError:
         raise
     except VaeKitError as error:

@@ -46,10 +46,12 @@ from sd_vae_kit.hosts.taesd import HostTaesd
 from sd_vae_kit.vaes import history
 from sd_vae_kit.vaes.catalogue import KnownVae, with_own_entries
 from sd_vae_kit.vaes.choice import Decision
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint
-from sd_vae_kit.vaes.library import Entry, Folder, FolderKind, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder, FolderKind
 from sd_vae_kit.vaes.rules import FILE_NAME, RulesFile
 from sd_vae_kit.vaes.swap import Active, Key, Swapper, key_of
 from sd_vae_kit.wording import Sentence, pieces_of

@@ -15,7 +15,8 @@ from modules import sd_vae, shared
 
 from sd_vae_kit.hosts.a1111.host import data_folder, folders
 from sd_vae_kit.hosts.forge.host import ForgeHost
-from sd_vae_kit.vaes.library import Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 
 
 class NeoHost(ForgeHost):

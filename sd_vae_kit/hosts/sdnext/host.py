@@ -23,8 +23,10 @@ from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.hosts.base import WebuiHost, collected
 from sd_vae_kit.settings.sections import NONE
 from sd_vae_kit.vaes.choice import Decision
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.host_protocol import Checkpoint
-from sd_vae_kit.vaes.library import Entry, Folder, Library
+from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.swap import Active
 from sd_vae_kit.wording import Sentence
 
