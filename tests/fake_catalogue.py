@@ -4,6 +4,7 @@ from sd_vae_kit.errors import ConsentError, RulesError
 from sd_vae_kit.vaes.gallery_row import GalleryRow
 from sd_vae_kit.web.catalogue_protocol import InstallView, RuleLine
 from sd_vae_kit.web.message import Message
+from sd_vae_kit.wording import Sentence
 
 ROWS = [
     GalleryRow("a.safetensors", "a.safetensors", True, "SDXL", ("sdxl",), 334641164, "63aeecb90f", is_active=True),
@@ -15,14 +16,40 @@ ROWS = [
 
 
 class FakeCatalogue:
+    """`calls` remembers what was asked for."""
+
     def __init__(self):
         self.calls = []
+        self.gallery = FakeGallery(self.calls)
+        self.downloads = FakeDownloads(self.calls)
+        self.files = FakeFiles()
+        self.rules = FakeRules()
+
+    def notice(self):
+        return "Nothing may be <written>."
+
+    def forget_precision(self):
+        self.calls.append("forget")
+        return Message("Forgotten: what 2 encoders or decoders needed.")
+
+
+class FakeGallery:
+    def __init__(self, calls):
+        self.calls = calls
 
     def families(self):
         return [("SD 1.x / 2.x", "sd1"), ("SDXL", "sdxl")]
 
     def rows(self):
         return ROWS
+
+    def is_missing(self, key):
+        return key not in self.calls
+
+
+class FakeDownloads:
+    def __init__(self, calls):
+        self.calls = calls
 
     def install(self, key, accepted):
         if not accepted:
@@ -45,27 +72,21 @@ class FakeCatalogue:
         yield InstallView((Message("Known: 1.0 of 4.0 MB"),), 0.25, True)
         yield InstallView((Message("Known is installed."),))
 
+
+class FakeFiles:
     def verify(self, key):
         yield InstallView((Message(f"Reading {key}."),), 0.5, True)
         yield InstallView((Message(f"{key} is right."),))
 
-    def notice(self):
-        return "Nothing may be <written>."
-
-    def is_missing(self, key):
-        return key not in self.calls
-
     def reveal(self, key):
         return Message(f"The file is {key}.")
 
-    def forget_precision(self):
-        self.calls.append("forget")
-        return Message("Forgotten: what 2 encoders or decoders needed.")
 
-    def rules_text(self):
+class FakeRules:
+    def text(self):
         return "{}"
 
-    def save_rules(self, text):
+    def save(self, text):
         raise RulesError("vae_rules.json is not valid JSON.")
 
     def import_cards(self, text):
@@ -75,4 +96,7 @@ class FakeCatalogue:
         return ("picture", "hires")
 
     def explain(self, text, run):
-        return [RuleLine(1, "family <sdxl>", "a", False, "No."), RuleLine(2, "always", "b", True, "Yes.")]
+        return [
+            RuleLine(1, "family <sdxl>", "a", False, Sentence.of("No.")),
+            RuleLine(2, "always", "b", True, Sentence.of("Yes.")),
+        ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sd_vae_kit.core.vae import Vae
@@ -10,7 +11,7 @@ from sd_vae_kit.errors import OptionError, PictureError, VaeKitError, VaeMismatc
 from sd_vae_kit.pictures import infotext
 from sd_vae_kit.pictures import picture_file as pictures
 from sd_vae_kit.settings.job import JobTiling
-from sd_vae_kit.settings.sections import AUTOMATIC, NONE, Value, spec_of, to_values
+from sd_vae_kit.settings.sections import AUTOMATIC, NONE, Settings, Value, spec_of, to_values
 from sd_vae_kit.settings.store import SettingsStore
 from sd_vae_kit.standalone import paste, vae_facts
 from sd_vae_kit.standalone.api_backend import StandaloneApi
@@ -20,14 +21,16 @@ from sd_vae_kit.standalone.job import Snapshot, Txt2Img, fit_size
 from sd_vae_kit.standalone.job_runner import JobRunner
 from sd_vae_kit.standalone.pages.backend_protocol import Pasted, TopBar, VaeFacts, VaeRow
 from sd_vae_kit.vaes import history
-from sd_vae_kit.vaes.catalogue import Catalogue, catalogue, with_own_entries
+from sd_vae_kit.vaes.catalogue import Catalogue, KnownVae, catalogue, with_own_entries
 from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.history import History
+from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.rules import FILE_NAME, RulesFile, Run
 from sd_vae_kit.vaes.swap import Swapper, refuse_other_channels
 from sd_vae_kit.vaes.tiny import TinyVaes, other_half
+from sd_vae_kit.web.catalogue_host import KnownFiles
 from sd_vae_kit.web.catalogue_service import CatalogueService
 from sd_vae_kit.web.message import Message
 from sd_vae_kit.wording import Sentence
@@ -54,20 +57,8 @@ class StandaloneBackend:
         rules = RulesFile(host.folders.data / FILE_NAME)
         used = History(host.folders.data / history.FILE_NAME)
         self._swapper = Swapper(host, library, guard=guard, rules=rules, history=used)
-        self.catalogue = CatalogueService(
-            host,
-            library,
-            known,
-            guard,
-            rules,
-            used,
-            folder=lambda vae: host.folders.own_tiny_vaes if vae.kind == "tiny" else host.folders.own_vaes,
-            cards=(host.folders.own_checkpoints, *host.folders.checkpoints),
-            active=lambda: self._live_entry().name,
-            apply=self._choose,
-            refresh=library.refresh,
-            needs=host.runner.needs,
-        )
+        files = KnownFiles(library, known, guard, used)
+        self.catalogue = CatalogueService(CataloguePageHost(self), files, rules)
         self._jobs = JobRunner(host, shown, host.folders.data)
         host.describe_live = self._describe_live
         host.tiny = TinyVaes([library], guard, lambda: store.settings.guard)
@@ -195,7 +186,7 @@ class StandaloneBackend:
         if wanted is not None:
             notes += [wanted.note] if wanted.note else []
             if wanted.name is None:
-                missing, hint = self.catalogue.missing(info.fields.get("VAE hash", ""))
+                missing, hint = self.catalogue.gallery.missing(info.fields.get("VAE hash", ""))
                 notes += [hint] if hint else []
             if wanted.name and not (wanted.entry and wanted.entry.path == self._live_entry().path):
                 self.choose_vae(wanted.name)
@@ -272,3 +263,43 @@ class StandaloneBackend:
             except VaeKitError:
                 digits = None
         return (digits or "")[:10]
+
+
+@dataclass(frozen=True)
+class CataloguePageHost:
+    """The app as the catalogue's services see it; implements `CatalogueHost`."""
+
+    backend: StandaloneBackend
+
+    @property
+    def settings(self) -> Settings:
+        return self.backend._host.settings
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.backend._host.checkpoint
+
+    @property
+    def active_vae(self) -> str:
+        return self.backend._live_entry().name
+
+    @property
+    def card_folders(self) -> Sequence[Path]:
+        folders = self.backend.folders
+        return (folders.own_checkpoints, *folders.checkpoints)
+
+    def folder_for(self, known: KnownVae) -> Path:
+        folders = self.backend.folders
+        return folders.own_tiny_vaes if known.kind == "tiny" else folders.own_vaes
+
+    def refresh(self) -> None:
+        self.backend._library.refresh()
+
+    def apply_rules(self) -> None:
+        self.backend._choose()
+
+    def forget_precision(self) -> int:
+        return self.backend._host.runner.needs.forget()
+
+    def forbidden(self) -> str:
+        return ""

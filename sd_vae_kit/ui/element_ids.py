@@ -8,6 +8,11 @@ def element_id(*parts: str) -> str:
     return "_".join((PREFIX, *parts))
 
 
+def catalogue_id(name: str) -> str:
+    """`catalogue_id("query")` -> "vae_kit_catalogue_query"."""
+    return element_id("catalogue", name)
+
+
 APP = element_id("app")
 TOP_BAR = element_id("top_bar")
 CHECKPOINT = element_id("checkpoint")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,42 +67,68 @@ def launch_options(css: str, head: str = "") -> dict[str, object]:
     return _known(gr.Blocks.launch, wanted)
 
 
+@dataclass(frozen=True)
+class Turns:
+    """When a handler's turn comes.
+
+    Attributes:
+        lane: Handlers in one lane wait for each other; None lets any number run at once.
+        answers_latest: Whether an event that comes while the handler runs is answered afterwards; else it is ignored.
+    """
+
+    lane: str | None = None
+    answers_latest: bool = False
+
+
+AT_ONCE = Turns()
+LATEST = Turns(answers_latest=True)
+CHOOSE = Turns("choose")  # what changes the live VAE
+CHOOSE_LATEST = Turns("choose", answers_latest=True)
+
+
 def listen(
     component: object,
     event: str,
-    handler: Callable[..., object] | None,
+    handler: Callable[..., object],
     inputs: Sequence[object] = (),
     outputs: Sequence[object] = (),
-    *,
-    busy: bool = False,
-    js: str | None = None,
-    lane: str | None = None,
-    latest: bool = False,
+    turns: Turns = AT_ONCE,
 ) -> None:
-    """Attach a handler to a component's event, hidden from the HTTP API.
+    """Attach a handler to a component's event, hidden from the HTTP API; no waiting animation covers the outputs.
 
     Args:
         component: What the user acts on; the page itself for "load".
         event: Name of its event, such as "click".
         handler: Takes the inputs' values; a generator may yield several times.
         inputs, outputs: Components.
-        busy: Whether gradio may show its own waiting animation over the outputs.
-        js: Runs in the browser before the handler.
-        lane: Handlers in one lane wait for each other; None lets any number run at once.
-        latest: Whether an event that comes while the handler runs is answered afterwards; else it is ignored.
+        turns: Whether it waits for others.
     """
-    options: dict[str, object] = {
-        "show_progress": "minimal" if busy else "hidden",
-        "js": js,
-        "_js": js,
-        "trigger_mode": "always_last" if latest else None,
-        "concurrency_limit": 1 if lane else None,
-        "concurrency_id": lane,
-        "show_api": False,
-        "api_visibility": "private",
+    options = {
+        "trigger_mode": "always_last" if turns.answers_latest else None,
+        "concurrency_limit": 1 if turns.lane else None,
+        "concurrency_id": turns.lane,
     }
+    _attach(component, event, handler, inputs, outputs, options)
+
+
+def run_in_browser(
+    component: object, event: str, script: str, inputs: Sequence[object], outputs: Sequence[object]
+) -> None:
+    """Let the page itself answer an event: `script` is a JavaScript function of the inputs' values."""
+    _attach(component, event, None, inputs, outputs, {"js": script, "_js": script})
+
+
+def _attach(
+    component: object,
+    event: str,
+    handler: Callable[..., object] | None,
+    inputs: Sequence[object],
+    outputs: Sequence[object],
+    options: Mapping[str, object],
+) -> None:
     attach = getattr(component, event)
-    attach(handler, list(inputs) or None, list(outputs) or None, **_known(attach, options))
+    hidden = {"show_progress": "hidden", "show_api": False, "api_visibility": "private"}
+    attach(handler, list(inputs) or None, list(outputs) or None, **_known(attach, {**hidden, **options}))
 
 
 def picture_input(label: str, elem_id: str, height: int) -> gr.Image:

@@ -15,8 +15,13 @@ from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.gallery_row import GalleryRow
 from sd_vae_kit.vaes.model_folders import CHECKPOINT_SUFFIXES
 from sd_vae_kit.vaes.rules import Rule
+from sd_vae_kit.wording import NOTHING, Sentence
 
-PRECISION = {True: "runs in fp16", False: "needs fp32 or bf16 (or range shift)", None: ""}
+PRECISION = {
+    True: Sentence.of("runs in fp16"),
+    False: Sentence.of("needs fp32 or bf16 (or range shift)"),
+    None: NOTHING,
+}
 PARTS = {"both": "", "encoder": "encoder only", "decoder": "decoder only"}
 
 
@@ -50,7 +55,7 @@ def rows(
 
 def _file_row(entry: Entry, known: KnownVae | None, family: str, used: tuple[str, ...], active: str) -> GalleryRow:
     names = tuple(name for name in (known.family if known else family).split("|") if name)
-    stored = f"stored in {entry.dtype}" if entry.dtype else ""
+    stored = Sentence.of("stored in {}", entry.dtype) if entry.dtype else NOTHING
     return GalleryRow(
         entry.name,
         entry.name,
@@ -59,8 +64,8 @@ def _file_row(entry: Entry, known: KnownVae | None, family: str, used: tuple[str
         names,
         entry.size,
         (entry.sha256 or "")[:10],
-        ", ".join(filter(None, (PRECISION[known.fp16_safe] if known else "", stored))),
-        f"{known.name} ({_origin(known)})" if known else "",
+        Sentence.joined(", ", filter(None, (PRECISION[known.fp16_safe] if known else NOTHING, stored))),
+        Sentence.of("{} ({})", known.name, _origin(known)) if known else NOTHING,
         known.licence if known else "",
         used,
         " ".join(filter(None, (known.note if known else "", PARTS[entry.part or "both"]))),
@@ -88,13 +93,13 @@ def _known_row(known: KnownVae) -> GalleryRow:
     )
 
 
-def _origin(known: KnownVae) -> str:
+def _origin(known: KnownVae) -> Sentence:
     """Host and owner: "huggingface.co/stabilityai"."""
     if not known.url:
-        return "no address known"
+        return Sentence.of("no address known")
     parts = urlsplit(known.url)
     owner = parts.path.split("/")[1] if parts.path.count("/") > 2 else ""
-    return f"{parts.hostname}/{owner}" if owner and owner != "api" else str(parts.hostname)
+    return Sentence.of("{}", f"{parts.hostname}/{owner}" if owner and owner != "api" else parts.hostname)
 
 
 def used_by(entry: Entry, rules: Sequence[Rule], used: Sequence[str] = ()) -> tuple[str, ...]:
@@ -105,7 +110,11 @@ def used_by(entry: Entry, rules: Sequence[Rule], used: Sequence[str] = ()) -> tu
         own = stem.removesuffix(".vae")
         beside = [own + end for end in CHECKPOINT_SUFFIXES if entry.path.with_name(own + end).is_file()]
     wanted = {entry.name.casefold(), entry.path.name.casefold(), entry.path.stem.casefold()}
-    named = [f"rule {n}: {rule.conditions}" for n, rule in enumerate(rules, 1) if rule.vae.casefold() in wanted]
+    named = [
+        Sentence.of("rule {}", f"{n}: {rule.conditions}")
+        for n, rule in enumerate(rules, 1)
+        if rule.vae.casefold() in wanted
+    ]
     return (*used, *(name for name in beside if Path(name).stem not in used), *named)
 
 
@@ -126,21 +135,20 @@ def read_again(entry: Entry) -> Iterator[tuple[int, str]]:
         raise BrokenVaeError(f"{entry.name} cannot be read: {error.strerror or error}; check the disk.") from error
 
 
-def compare(entry: Entry, digits: str, known: Catalogue) -> tuple[bool, str]:
+def compare(entry: Entry, digits: str, known: Catalogue) -> tuple[bool, Sentence]:
     """What a file's hash says about it: (whether it is right, one line)."""
-    found = known.by_hash(digits)
+    found, short = known.by_hash(digits), f"{digits[:10]}..."
     if found is not None:
-        return True, f"{entry.name} is {found.name}, byte for byte (sha256 {digits[:10]}...)."
+        return True, Sentence.of("{} is {}, byte for byte (sha256 {}).", entry.name, found.name, short)
     namesake = [vae for vae in known.entries if entry.path.name in vae.names and vae.sha256]
     if namesake:
-        expected = " or ".join(f"{vae.sha256[:10]}..." for vae in namesake if vae.sha256)
-        return False, (
-            f"{entry.name} is called like {namesake[0].name} but is another file: sha256 {digits[:10]}... instead of "
-            f"{expected}."
-        )
+        expected = Sentence.joined(" or ", [f"{vae.sha256[:10]}..." for vae in namesake if vae.sha256])
+        words = "{} is called like {} but is another file: sha256 {} instead of {}."
+        return False, Sentence.of(words, entry.name, namesake[0].name, short, expected)
     if entry.sha256 and entry.sha256 != digits:
-        return False, f"{entry.name} changed on the disk without its date: sha256 was {entry.sha256[:10]}..."
-    return True, f"{entry.name} is not in the catalogue; all of it could be read (sha256 {digits[:10]}...)."
+        words = "{} changed on the disk without its date: sha256 was {}"
+        return False, Sentence.of(words, entry.name, f"{entry.sha256[:10]}...")
+    return True, Sentence.of("{} is not in the catalogue; all of it could be read (sha256 {}).", entry.name, short)
 
 
 def reveal_command(path: Path, platform: str = sys.platform) -> list[str]:

@@ -12,6 +12,7 @@ from sd_vae_kit.download import DownloadProgress, Source, download
 from sd_vae_kit.errors import ConsentError, DownloadError, Interrupted, VaeKitError
 from sd_vae_kit.settings.sections import DownloadSettings
 from sd_vae_kit.vaes.catalogue import KnownVae
+from sd_vae_kit.wording import NOTHING, Sentence, pieces_of
 
 State = Literal["running", "done", "cancelled", "failed"]
 MB = 1e6  # bytes, as files are shown everywhere
@@ -71,17 +72,19 @@ class Installation:
     done: int = 0
     total: int | None = None
     bytes_per_second: float = 0.0
-    message: str = ""
+    message: Sentence = NOTHING
     path: Path | None = None
 
     @property
-    def line(self) -> str:
+    def line(self) -> Sentence:
         """How far it is, for a user."""
         if self.state != "running":
             return self.message
-        total = f" of {self.total / MB:,.1f}" if self.total else ""
-        speed = f", {self.bytes_per_second / MB:,.1f} MB/s" if self.bytes_per_second else ""
-        return f"{self.name}: {self.done / MB:,.1f}{total} MB{speed}"
+        done, speed = f"{self.done / MB:,.1f}", f"{self.bytes_per_second / MB:,.1f} MB/s"
+        so_far = Sentence.of("{}: {}", self.name, done if self.total else f"{done} MB")
+        if self.total:
+            so_far = Sentence.of("{} of {}", so_far, f"{self.total / MB:,.1f} MB")
+        return Sentence.of("{}, {}", so_far, speed) if self.bytes_per_second else so_far
 
 
 class Installer:
@@ -152,15 +155,16 @@ class Installer:
             path = install(known, folder, self._settings(), accepted=True, on_progress=report, cancel=cancel)
             self._on_installed(path)
         except Interrupted as error:
-            self._end(name, "cancelled", str(error))
+            self._end(name, "cancelled", Sentence(pieces_of(str(error))))
         except VaeKitError as error:
-            self._end(name, "failed", str(error))
+            self._end(name, "failed", Sentence(pieces_of(str(error))))
         except Exception as error:
-            self._end(name, "failed", f"{name} was not installed ({type(error).__name__}: {error}).")
+            what = f"{type(error).__name__}: {error}"
+            self._end(name, "failed", Sentence.of("{} was not installed ({}).", name, what))
             raise
         else:
-            checked = "its hash is right" if known.sha256 else "unverified, since no hash is known"
-            self._end(name, "done", f"{name} is installed as {path.name}; {checked}.", path)
+            checked = Sentence.of("; its hash is right." if known.sha256 else "; unverified, since no hash is known.")
+            self._end(name, "done", Sentence.of("{} is installed as {}{}", name, path.name, checked), path)
 
     def _reporter(self, name: str) -> Callable[[DownloadProgress], None]:
         def report(progress: DownloadProgress) -> None:
@@ -172,7 +176,7 @@ class Installer:
 
         return report
 
-    def _end(self, name: str, state: State, message: str, path: Path | None = None) -> None:
+    def _end(self, name: str, state: State, message: Sentence, path: Path | None = None) -> None:
         with self._changed:
             self._set(replace(self._states[name], state=state, message=message, path=path))
 

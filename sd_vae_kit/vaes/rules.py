@@ -22,6 +22,7 @@ from sd_vae_kit.state.atomic_write import atomic_write
 from sd_vae_kit.state.json_store import FileStamp
 from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.model_folders import CHECKPOINT_SUFFIXES
+from sd_vae_kit.wording import Sentence
 
 FILE_NAME = "vae_rules.json"
 VERSION = 1
@@ -61,19 +62,20 @@ class Rule:
             parts.append(f"pass {' or '.join(self.runs)}")
         return ", ".join(parts) or "always"
 
-    def failures(self, checkpoint: Checkpoint, run: Run) -> list[str]:
+    def failures(self, checkpoint: Checkpoint, run: Run) -> list[Sentence]:
         """Why it does not match, one sentence for each condition that fails; empty if it matches."""
-        found = [] if run in self.runs else [f"The pass is {run}, not {' or '.join(self.runs)}."]
+        found = [] if run in self.runs else [Sentence.of("The pass is {}, not {}.", run, " or ".join(self.runs))]
         names = _names(checkpoint)
         if self.checkpoint and self.checkpoint.casefold() not in names:
-            found.append(f"The checkpoint is {checkpoint.name}, not {self.checkpoint}.")
+            found.append(Sentence.of("The checkpoint is {}, not {}.", checkpoint.name, self.checkpoint))
         if self.glob and not any(fnmatchcase(name, self.glob.casefold()) for name in names):
-            found.append(f"The pattern {self.glob} does not fit {checkpoint.name}.")
+            found.append(Sentence.of("The pattern {} does not fit {}.", self.glob, checkpoint.name))
         if self.family and self.family != checkpoint.latent_format.name:
-            found.append(f"The family is {checkpoint.latent_format.label}, not {family_label(self.family)}.")
+            label = checkpoint.latent_format.label
+            found.append(Sentence.of("The family is {}, not {}.", label, family_label(self.family)))
         if self.folder and not _lies_in(checkpoint.path, self.folder):
-            where = checkpoint.path.parent if checkpoint.path else "nowhere on disk"
-            found.append(f"The checkpoint lies in {where}, not below {self.folder}.")
+            where = checkpoint.path.parent if checkpoint.path else Sentence.of("nowhere on disk")
+            found.append(Sentence.of("The checkpoint lies in {}, not below {}.", where, self.folder))
         return found
 
 
@@ -109,7 +111,7 @@ class Explanation:
     rule: Rule
     matches: bool
     decides: bool
-    why: str
+    why: Sentence
 
 
 def first_match(rules: Sequence[Rule], checkpoint: Checkpoint, run: Run) -> tuple[int, Rule] | None:
@@ -125,11 +127,11 @@ def explain(rules: Sequence[Rule], checkpoint: Checkpoint, run: Run) -> list[Exp
         failures = rule.failures(checkpoint, run)
         decides = hit is not None and hit[0] == number
         if failures:
-            why = " ".join(failures)
+            why = Sentence.joined(" ", failures)
         elif decides:
-            why = f"All of it holds, so the VAE is {rule.vae}."
+            why = Sentence.of("All of it holds, so the VAE is {}.", rule.vae)
         else:
-            why = f"All of it holds, but rule {hit[0] if hit else 0} came first."
+            why = Sentence.of("All of it holds, but rule {} came first.", hit[0] if hit else 0)
         lines.append(Explanation(number, rule, not failures, decides, why))
     return lines
 

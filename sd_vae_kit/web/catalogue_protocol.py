@@ -8,6 +8,7 @@ from typing import Protocol
 
 from sd_vae_kit.vaes.gallery_row import GalleryRow
 from sd_vae_kit.web.message import Message
+from sd_vae_kit.wording import Sentence
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class RuleLine:
     conditions: str
     vae: str
     decides: bool
-    why: str
+    why: Sentence
 
 
-class CatalogueBackend(Protocol):
-    """The side behind the pages.  Methods may raise `VaeKitError`; then nothing has changed."""
+class GalleryBackend(Protocol):
+    """The list of installed and known VAEs."""
 
     def families(self) -> Sequence[tuple[str, str]]:
         """(label, name) of every family, for the filter."""
@@ -45,14 +46,18 @@ class CatalogueBackend(Protocol):
     def rows(self) -> list[GalleryRow]:
         """Installed and known VAEs."""
 
-    def install(self, key: str, accepted: bool) -> None:
-        """Begin to fetch a known VAE; how far it is comes from `watch`."""
-
     def is_missing(self, key: str) -> bool:
         """Whether a known VAE is not among the installed files."""
 
-    def install_tiny(self) -> str:
-        """Begin to fetch TAESD's encoder and decoder for the loaded model's family; one line about what began."""
+
+class DownloadsBackend(Protocol):
+    """What is being installed.  Methods may raise `VaeKitError`; then nothing has changed."""
+
+    def install(self, key: str, accepted: bool) -> None:
+        """Begin to fetch a known VAE; `watch` says how far it is."""
+
+    def install_tiny(self) -> Sentence:
+        """Begin to fetch TAESD's encoder and decoder for the loaded model's family; returns one line on what began."""
 
     def tiny_label(self) -> str:
         """The family that `install_tiny` is for, as users call it; "" if there is no TAESD for it."""
@@ -66,22 +71,24 @@ class CatalogueBackend(Protocol):
     def watch(self) -> Iterator[InstallView]:
         """Downloads as they are, then again whenever something changed, until none runs."""
 
+
+class FilesBackend(Protocol):
+    """What can be done with an installed file.  Methods may raise `VaeKitError`; then nothing has changed."""
+
     def verify(self, key: str) -> Iterator[InstallView]:
         """Read an installed file again and compare it with what is known: how far it is, at last what came of it."""
-
-    def notice(self) -> str:
-        """What cannot be done here, and why; "" if everything can."""
 
     def reveal(self, key: str) -> Message:
         """Show an installed file in the system's file manager."""
 
-    def forget_precision(self) -> Message:
-        """Forget what VAEs needed to stay finite in half precision."""
 
-    def rules_text(self) -> str:
+class RulesBackend(Protocol):
+    """The user's rules.  Methods may raise `VaeKitError`; then nothing has changed."""
+
+    def text(self) -> str:
         """The rules file."""
 
-    def save_rules(self, text: str) -> Message:
+    def save(self, text: str) -> Message:
         """Check and save the rules file, and apply it."""
 
     def import_cards(self, text: str) -> tuple[str, Message]:
@@ -92,3 +99,29 @@ class CatalogueBackend(Protocol):
 
     def explain(self, text: str, run: str) -> list[RuleLine]:
         """Each rule of `text` for the loaded checkpoint and a pass."""
+
+
+class CatalogueBackend(Protocol):
+    """The side behind the pages, by section of the tab."""
+
+    @property
+    def gallery(self) -> GalleryBackend:
+        """The list."""
+
+    @property
+    def downloads(self) -> DownloadsBackend:
+        """What is being installed."""
+
+    @property
+    def files(self) -> FilesBackend:
+        """What can be done with an installed file."""
+
+    @property
+    def rules(self) -> RulesBackend:
+        """The user's rules."""
+
+    def notice(self) -> str:
+        """What cannot be done here, and why; "" if everything can."""
+
+    def forget_precision(self) -> Message:
+        """Forget what VAEs needed to stay finite in half precision."""

@@ -41,7 +41,7 @@ def message(host: WebuiHost, parameters: Mapping[str, str]) -> str:
     named = next((entry for entry in host.library.entries if entry.name == name or entry.path.name == name), None)
     if named is not None and (not digits or named.sha256 is None):
         return ""
-    entry, line = service.missing(digits)
+    entry, line = service.gallery.missing(digits)
     asked = f"<b>{escape(name or 'The VAE')}</b>" + (f" <code>{escape(digits)}</code>" if digits else "")
     other = "<span>of that text is another file than the one of that name here.</span>"
     said = other if named is not None else "<span>of that text is not here.</span>"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from modules import call_queue, shared
 
-from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.hosts.base import Storage, WebuiHost
 from sd_vae_kit.settings.sections import Settings
-from sd_vae_kit.ui import catalogue_tab, gradio_compat
+from sd_vae_kit.ui import catalogue_install, catalogue_tab, gradio_compat
+from sd_vae_kit.vaes.catalogue import KnownVae
 from sd_vae_kit.vaes.host_protocol import Checkpoint
+from sd_vae_kit.web.catalogue_host import KnownFiles
 from sd_vae_kit.web.catalogue_service import CatalogueService
 
 TITLE, NAME = "VAE Kit", "vae_kit"
@@ -21,11 +25,12 @@ OPEN_TO_OTHERS = (
 FROZEN = "Rules and files cannot be changed here: the web UI was started with --freeze-settings."
 
 
-class Loaded:
-    """What the service asks of the web UI: settings and the model in use."""
+class PageHost:
+    """The web UI as the catalogue's services see it; implements `CatalogueHost`."""
 
-    def __init__(self, host: WebuiHost) -> None:
+    def __init__(self, host: WebuiHost, storage: Storage) -> None:
         self._host = host
+        self._storage = storage
 
     @property
     def settings(self) -> Settings:
@@ -36,6 +41,29 @@ class Loaded:
         model = self._host.model
         return self._host.checkpoint_of(model) if model is not None else None
 
+    @property
+    def active_vae(self) -> str:
+        return self._host.status().name
+
+    @property
+    def card_folders(self) -> Sequence[Path]:
+        return self._storage.checkpoints
+
+    def folder_for(self, known: KnownVae) -> Path:
+        return self._storage.folder_for(known)
+
+    def refresh(self) -> None:
+        self._host.refresh()
+
+    def apply_rules(self) -> None:
+        apply_when_idle(self._host)
+
+    def forget_precision(self) -> int:
+        return self._host.forget_precision()
+
+    def forbidden(self) -> str:
+        return forbidden()
+
 
 def service_of(host: WebuiHost) -> CatalogueService | None:
     """The service behind the tab, one per process; None where this web UI does not say enough for it."""
@@ -45,22 +73,8 @@ def service_of(host: WebuiHost) -> CatalogueService | None:
     if host.catalogue is None:
         if host.known_problem:
             host.notify(host.known_problem, "warning")
-        host.catalogue = CatalogueService(
-            Loaded(host),
-            host.library,
-            host.known,
-            host.guard,
-            host.rules,
-            host.history,
-            folder=storage.folder_for,
-            cards=storage.checkpoints,
-            active=lambda: host.status().name,
-            apply=lambda: apply_when_idle(host),
-            refresh=host.refresh,
-            tiny=host.tiny_library(),
-            forbidden=forbidden,
-            needs=host.calls.runner.needs,
-        )
+        files = KnownFiles(host.library, host.known, host.guard, host.history, host.tiny_library())
+        host.catalogue = CatalogueService(PageHost(host, storage), files, host.rules)
     service: CatalogueService = host.catalogue
     return service
 
@@ -90,7 +104,7 @@ def build(host: WebuiHost) -> list[tuple[Any, str, str]]:
         gradio_compat.html(f"<style>{catalogue_tab.style()}</style>", "vae_kit_style", often_empty=True)
         with gr.Column(elem_id="vae_kit_page", elem_classes=["vae-kit"]):
             catalogue_tab.build_catalogue(service, page)
-            catalogue_tab.build_preview_shortcut(service, page)
+            catalogue_install.build_preview_shortcut(service.downloads, page)
     for block in page.blocks.values():
         block.do_not_save_to_config = True  # the web UI would put back an old list or an old rules file
     return [(page, TITLE, NAME)]

@@ -136,7 +136,7 @@ def test_the_catalogue_says_which_checkpoint_used_a_file(backend, host):
     rules(backend, Rule(VIVID))
     host.txt2img(JOB)
     backend._swapper._pool.submit(lambda: None).result()  # it is written in the background
-    row = next(row for row in backend.catalogue.rows() if row.key == VIVID)
+    row = next(row for row in backend.catalogue.gallery.rows() if row.key == VIVID)
     assert host.checkpoint.name in row.used_by
     assert any("rule 1" in use for use in row.used_by)
 
@@ -146,6 +146,6 @@ def test_a_pasted_text_names_what_can_be_installed(backend):
     pasted = backend.paste(f"a cat\nSteps: 4, Seed: 1, VAE hash: {known.sha256[:10]}, VAE: theirs.safetensors")
     assert pasted.missing == known.name
     assert any(f'it is "{known.name}"' in note for note in pasted.notes)
-    assert backend.catalogue.is_missing(known.name)
+    assert backend.catalogue.gallery.is_missing(known.name)
     assert backend.paste("a cat\nSteps: 4, Seed: 1, VAE hash: 0123456789, VAE: theirs.safetensors").missing == ""
     assert backend.paste("a cat\nSteps: 4, Seed: 1").missing == ""

@@ -10,7 +10,9 @@ from fake_catalogue import ROWS, FakeCatalogue
 from gradio_parts import changed, child_environment, components_of
 
 from sd_vae_kit.standalone.pages import page
-from sd_vae_kit.ui import catalogue_tab, gradio_compat
+from sd_vae_kit.ui import catalogue_markup, catalogue_tab, gradio_compat
+from sd_vae_kit.ui.catalogue_install import followed
+from sd_vae_kit.ui.catalogue_list import ANY_FAMILY, Filter, list_updates
 from sd_vae_kit.web.catalogue_protocol import InstallView
 
 
@@ -62,38 +64,39 @@ def test_building_it_needs_no_torch():
 
 
 def test_the_table_escapes_and_marks_the_live_and_the_broken_file():
-    table = catalogue_tab.catalogue_table(ROWS)
+    table = catalogue_markup.catalogue_table(ROWS)
     assert "&lt;b&gt;" in table
     assert "It is &lt;empty&gt;." in table
     assert "<b>" not in table
     assert 'class="vk-is-active"><td>a.safetensors' in table
     assert "334.6 MB" in table
     assert "0.0 KB" in table
-    assert "Nothing fits" in catalogue_tab.catalogue_table([])
+    assert "Nothing fits" in catalogue_markup.catalogue_table([])
 
 
 def test_filtering_keeps_the_selection_only_while_it_is_listed():
-    table, chosen, about, accepted = catalogue_tab.list_updates(FakeCatalogue(), "", "SD 1.x / 2.x", "all", "Known")
+    table, chosen, about, accepted = list_updates(FakeCatalogue().gallery, Filter(family="SD 1.x / 2.x"), "Known")
     assert changed(chosen) == {"choices": ["Known"]}, "the user may have chosen something else meanwhile"
     assert "a.safetensors" not in table
     assert changed(accepted) == {"visible": True, "value": False}
     assert "Odd." in about
-    table, chosen, about, accepted = catalogue_tab.list_updates(FakeCatalogue(), "", "SDXL", "all", "Known")
+    table, chosen, about, accepted = list_updates(FakeCatalogue().gallery, Filter(family="SDXL"), "Known")
     assert changed(chosen) == {"choices": ["a.safetensors"], "value": None}
     assert changed(accepted)["visible"] is False
 
 
 def test_progress_is_a_bar_while_something_runs_and_lines_afterwards():
-    running, ended = (catalogue_tab.progress_html(state) for state in FakeCatalogue().watch())
+    running, ended = (catalogue_markup.progress(state) for state in FakeCatalogue().downloads.watch())
     assert "width:25%" in running
     assert "1.0 of 4.0 MB" in running
     assert "vk-progress" not in ended
     assert "Known is installed." in ended
-    assert catalogue_tab.progress_html(InstallView()) == ""
+    assert catalogue_markup.progress(InstallView()) == ""
 
 
 def test_an_install_without_consent_is_one_line():
-    shown = list(catalogue_tab.followed(FakeCatalogue(), lambda: FakeCatalogue().install("Known", False)))
+    downloads = FakeCatalogue().downloads
+    shown = list(followed(downloads, lambda: downloads.install("Known", False)))
     assert len(shown) == 1
     assert 'class="vk-error"' in shown[0]
     assert "Not without your consent." in shown[0]
@@ -113,7 +116,7 @@ def test_the_buttons_answer():
     add = handlers_of(blocks, "vae_kit_catalogue_import_cards")["click"]
     assert add("{}")[0] == "{}x"
     install = handlers_of(blocks, "vae_kit_catalogue_install")["click"]
-    steps = list(install("Known", True, "", catalogue_tab.ANY_FAMILY, "all"))
+    steps = list(install("Known", True, "", ANY_FAMILY, "all"))
     assert catalogue.calls == ["Known"]
     assert "is installed" in steps[-2][0]
     assert len({len(step) for step in steps}) == 1
@@ -129,7 +132,7 @@ def test_a_wanted_vae_is_selected_whatever_the_filter_says():
     blocks = page.build_page(FakeBackend(), catalogue=FakeCatalogue())
     look = handlers_of(blocks, "vae_kit_catalogue_look")["click"]
     query, family, shown, wanted, _, chosen, *_ = look("nothing like it", "SDXL", "installed", None, "Known")
-    assert [changed(widget)["value"] for widget in (query, family, shown)] == ["", catalogue_tab.ANY_FAMILY, "all"]
+    assert [changed(widget)["value"] for widget in (query, family, shown)] == ["", ANY_FAMILY, "all"]
     assert wanted == ""
     assert changed(chosen)["value"] == "Known"
     *filters, _, table, chosen, _, _ = look("", "SDXL", "all", "a.safetensors", "")
@@ -143,7 +146,7 @@ def test_what_cannot_be_done_is_said_above_the_list():
 
 
 def test_rules_are_explained_with_the_deciding_one_marked():
-    table = catalogue_tab.rules_table(FakeCatalogue().explain("", "picture"))
+    table = catalogue_markup.rules_table(FakeCatalogue().rules.explain("", "picture"))
     assert "family &lt;sdxl&gt;" in table
     assert 'class="vk-is-active"><td>2</td>' in table
-    assert "There are no rules" in catalogue_tab.rules_table([])
+    assert "There are no rules" in catalogue_markup.rules_table([])

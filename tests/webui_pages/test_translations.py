@@ -10,9 +10,11 @@ from conftest import ROOT
 from fake_a1111 import FakeA1111, installed
 
 from sd_vae_kit.core.networks.latent_format import FORMATS
-from sd_vae_kit.ui import catalogue_tab
+from sd_vae_kit.ui.catalogue_list import CONSENT
+from sd_vae_kit.ui.catalogue_markup import HEADS
 from sd_vae_kit.ui.markup import words_of
 from sd_vae_kit.vaes.choice import resolve
+from sd_vae_kit.vaes.gallery_row import SHOWN
 from sd_vae_kit.vaes.guard import Finding
 from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.rules import Rule
@@ -155,7 +157,7 @@ def test_what_a_paste_says_is_translated(host):
     assert "another file than the one of that name here" in renamed
     assert "data-vae-kit-entry" not in renamed
     assert message(host, {"VAE": "plain.safetensors"}) == message(host, {"VAE": "None"}) == message(host, {}) == ""
-    _, line = host.catalogue.missing(known.sha256)
+    _, line = host.catalogue.gallery.missing(known.sha256)
     assert words_of(line) <= json.loads(LANGUAGES[0].read_text("utf-8")).keys()
     assert line == f'The catalogue knows hash {known.sha256}: it is "SDXL VAE 1.0"; it can be installed.'
 
@@ -176,5 +178,5 @@ def test_a_pasted_hash_finds_the_file_under_its_name_here(host):
 @pytest.mark.parametrize("path", LANGUAGES, ids=lambda path: path.stem)
 def test_the_tabs_own_words_are_translated(path):
     translated = json.loads(path.read_text("utf-8"))
-    own = {catalogue_tab.CONSENT, *catalogue_tab.SHOWN[2:], *catalogue_tab.HEADS[-2:]}
+    own = {CONSENT, *SHOWN[2:], *HEADS[-2:]}
     assert own <= translated.keys()

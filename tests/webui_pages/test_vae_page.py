@@ -40,15 +40,15 @@ def test_a_web_ui_that_looks_after_its_files_gets_no_tab(host, monkeypatch):
 
 @pytest.mark.parametrize("flag", ["disable_extension_access", "freeze_settings"])
 def test_open_to_others_or_frozen_nothing_is_written(webui, host, service, flag):
-    service.save_rules(dump([Rule("plain")]))
+    service.rules.save(dump([Rule("plain")]))
     before = host.rules.path.read_bytes()
     setattr(webui.shared.cmd_opts, flag, True)
     assert service.notice()
-    for action in (lambda: service.save_rules(dump([])), lambda: service.install("SDXL VAE 1.0", True)):
+    for action in (lambda: service.rules.save(dump([])), lambda: service.downloads.install("SDXL VAE 1.0", True)):
         with pytest.raises(OptionError, match=r"--enable-insecure-extension-access|--freeze-settings"):
             action()
     assert host.rules.path.read_bytes() == before
-    assert service.explain(dump([Rule("plain")]), "picture")[0].decides
+    assert service.rules.explain(dump([Rule("plain")]), "picture")[0].decides
 
 
 def test_files_go_where_the_web_ui_and_the_user_keep_them(webui, host, tmp_path):
@@ -64,10 +64,10 @@ def test_files_go_where_the_web_ui_and_the_user_keep_them(webui, host, tmp_path)
 
 
 def test_saved_rules_count_at_once_or_from_the_next_job_on(webui, host, service, script):
-    service.save_rules(dump([Rule("plain")]))
+    service.rules.save(dump([Rule("plain")]))
     assert host.status().name == "plain.safetensors"
     with webui.call_queue.queue_lock:  # a job runs
-        service.save_rules(dump([Rule("other")]))
+        service.rules.save(dump([Rule("other")]))
         assert host.status().name == "plain.safetensors"
     p = webui.generate(script)
     assert p.sd_vae_name == "other.safetensors"
@@ -90,7 +90,7 @@ def test_a_rule_for_one_pass_holds_for_that_pass(webui, host, script):
 def test_used_with_is_remembered_by_the_swap(webui, host, service):
     webui.shared.opts.set("sd_vae", "plain.safetensors")
     host._swappers[host.model]._pool.submit(lambda: None).result()  # it is written in the background
-    row = next(row for row in service.rows() if row.key == "plain.safetensors")
+    row = next(row for row in service.gallery.rows() if row.key == "plain.safetensors")
     assert row.used_by == ("model",)
     assert json.loads((host.storage().data / "history.json").read_text("utf-8"))["version"] == 1
 

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from sd_vae_kit.core.engine.ranges import MAX_SHIFT, PrecisionFixes
 from sd_vae_kit.state.json_store import JsonFormat, JsonStore
+from sd_vae_kit.wording import Sentence
 
 MOST = 500  # VAEs remembered; the oldest are forgotten first
 
@@ -92,8 +93,9 @@ def _with_newest(found: Found, fingerprint: str, part: str, needs: PrecisionFixe
     return dict([*others, (fingerprint, parts)][-MOST:])
 
 
-def forgotten_line(count: int) -> str:
+def forgotten_line(count: int) -> Sentence:
     """What to tell the user after `PrecisionFixesFile.forget`; encoders and decoders are counted apart."""
     if not count:
-        return "There was nothing to forget."
-    return f"Forgotten: what {count} encoder{'s' if count > 1 else ''} or decoder{'s' if count > 1 else ''} needed."
+        return Sentence.of("There was nothing to forget.")
+    many = "Forgotten: what {} encoders or decoders needed."
+    return Sentence.of("Forgotten: what {} encoder or decoder needed." if count == 1 else many, count)

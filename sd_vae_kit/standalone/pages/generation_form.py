@@ -78,7 +78,7 @@ def build_controls(form: Form) -> None:
     _build_choices(form)
     _build_tiling(form)
     size = [form.widgets["width"], form.widgets["height"]]
-    gradio_compat.listen(swap, "click", None, size, size, js="(width, height) => [height, width]")
+    gradio_compat.run_in_browser(swap, "click", "(width, height) => [height, width]", size, size)
 
 
 def _build_picture(form: Form) -> None:
@@ -136,7 +136,7 @@ def _build_seed(form: Form, default: int) -> None:
         )
         dice = _tool(form, "dice", DICE)
         form.reuse_seed = _tool(form, "reuse", REUSE)
-    gradio_compat.listen(dice, "click", None, (), [form.widgets["seed"]], js=f"() => {jobs.RANDOM_SEED}")
+    gradio_compat.run_in_browser(dice, "click", f"() => {jobs.RANDOM_SEED}", (), [form.widgets["seed"]])
 
 
 def _slider(form: Form, name: str, low: float, high: float, step: float, value: float) -> None:

@@ -171,7 +171,7 @@ def _say_what_will_happen(backend: PageBackend, bar: TopBarView, form: Form) -> 
     """The sentence under "Tiled VAE", whenever something it depends on has changed."""
     say, inputs = forecast(backend, form)
     for widget in (*inputs, bar.active):
-        gradio_compat.listen(widget, "change", say, inputs, [form.forecast], latest=True)
+        gradio_compat.listen(widget, "change", say, inputs, [form.forecast], gradio_compat.LATEST)
 
 
 def _take_size_from_picture(backend: PageBackend, bar: TopBarView, form: Form) -> None:

@@ -12,7 +12,8 @@ from sd_vae_kit.standalone.pages import settings_tab, top_bar, vae_tab
 from sd_vae_kit.standalone.pages.backend_protocol import PageBackend
 from sd_vae_kit.standalone.pages.generation_tab import GenerationTab, build_generation_tab, follow, forecast
 from sd_vae_kit.standalone.pages.top_bar import TopBarView
-from sd_vae_kit.ui import catalogue_tab, element_ids, gradio_compat
+from sd_vae_kit.ui import catalogue_install, catalogue_tab, element_ids, gradio_compat
+from sd_vae_kit.ui.catalogue_install import Neighbours
 from sd_vae_kit.web.catalogue_protocol import CatalogueBackend
 
 TITLE = "VAE Kit"
@@ -36,7 +37,7 @@ def build_page(
                     catalogue_tab.build_catalogue(catalogue, page, _beside(backend, bar, vae_outputs))
             with gr.Tab("Settings", id=element_ids.SETTINGS):
                 if catalogue is not None:
-                    catalogue_tab.build_preview_shortcut(catalogue, page)
+                    catalogue_install.build_preview_shortcut(catalogue.downloads, page)
                 settings = settings_tab.build_settings_tab(backend, bar)
         _connect_send(backend, tabs, tab_bar)
 
@@ -52,8 +53,8 @@ def build_page(
     return page
 
 
-def _beside(backend: PageBackend, bar: TopBarView, files: list[object]) -> catalogue_tab.Neighbours:
-    return catalogue_tab.Neighbours(bar.outputs, lambda: top_bar.shown(backend), files, lambda: vae_tab.shown(backend))
+def _beside(backend: PageBackend, bar: TopBarView, files: list[object]) -> Neighbours:
+    return Neighbours(bar.outputs, lambda: top_bar.shown(backend), files, lambda: vae_tab.shown(backend))
 
 
 def _connect_load(backend: PageBackend, page: gr.Blocks, parts: GenerationTab) -> None:

@@ -12,7 +12,7 @@ from sd_vae_kit.standalone.pages.backend_protocol import PageBackend, Pasted
 from sd_vae_kit.standalone.pages.generation_form import Form
 from sd_vae_kit.standalone.pages.top_bar import TopBarView
 from sd_vae_kit.ui import gradio_compat, markup
-from sd_vae_kit.ui.catalogue_tab import followed
+from sd_vae_kit.ui.catalogue_install import followed
 from sd_vae_kit.ui.element_ids import element_id
 from sd_vae_kit.web.catalogue_protocol import CatalogueBackend
 from sd_vae_kit.web.message import Message
@@ -42,9 +42,9 @@ def build_paste(backend: PageBackend, bar: TopBarView, form: Form, catalogue: Ca
         unchanged = [gradio_compat.update() for _ in outputs]
         if catalogue is None or not name:
             return
-        for shown in followed(catalogue, lambda: catalogue.install(name, False)):
+        for shown in followed(catalogue.downloads, lambda: catalogue.downloads.install(name, False)):
             yield [*unchanged, shown]
-        if not catalogue.is_missing(name):
+        if not catalogue.gallery.is_missing(name):
             yield [*paste.restore(content), gradio_compat.update()]
 
     gradio_compat.listen(view.apply, "click", paste.restore, [view.text], outputs)

@@ -131,4 +131,4 @@ def _save_changes(backend: PageBackend, bar: TopBarView, spec: Spec, control: gr
     # never "change": it also tells of values the server has just put in, and two of them on their way at once would
     # set each other for ever
     for event in ("blur", "submit") if spec.control == "text" else ("input",):
-        gradio_compat.listen(control, event, save, [control], [control, *bar.outputs], lane="choose", latest=True)
+        gradio_compat.listen(control, event, save, [control], [control, *bar.outputs], gradio_compat.CHOOSE_LATEST)

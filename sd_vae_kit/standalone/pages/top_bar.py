@@ -50,8 +50,8 @@ def build_top_bar(backend: PageBackend) -> TopBarView:
     def choose_vae(name: str) -> list[object]:
         return attempt(backend, lambda: backend.choose_vae(name))
 
-    gradio_compat.listen(checkpoint, "input", choose_checkpoint, [checkpoint], view.outputs, lane="choose", latest=True)
-    gradio_compat.listen(vae, "input", choose_vae, [vae], view.outputs, lane="choose", latest=True)
+    for dropdown, choose in ((checkpoint, choose_checkpoint), (vae, choose_vae)):
+        gradio_compat.listen(dropdown, "input", choose, [dropdown], view.outputs, gradio_compat.CHOOSE_LATEST)
     for button in (checkpoint_refresh, vae_refresh):
         gradio_compat.listen(button, "click", lambda: attempt(backend, backend.refresh), (), view.outputs)
     return view

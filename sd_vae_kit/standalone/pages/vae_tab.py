@@ -43,7 +43,7 @@ def build_vae_tab(backend: PageBackend, bar: TopBarView) -> list[object]:
         return [*updates, *shown(backend, name)]
 
     gradio_compat.listen(chosen, "change", describe, [chosen], [facts])
-    gradio_compat.listen(use, "click", use_chosen, [chosen], [*bar.outputs, table], lane="choose")
+    gradio_compat.listen(use, "click", use_chosen, [chosen], [*bar.outputs, table], gradio_compat.CHOOSE)
     gradio_compat.listen(refresh, "click", look_again, [chosen], [*bar.outputs, *outputs])
     # what is active may have been changed in the top bar or by pasting
     gradio_compat.listen(bar.active, "change", lambda: page_markup.files_table(backend.vae_rows()), (), [table])
