@@ -59,23 +59,31 @@ def find_vae(info: Infotext, library: Library) -> WantedVae | None:
     name, digits = info.fields.get("VAE", ""), info.fields.get("VAE hash", "").strip().lower()
     if name in (NONE, AUTOMATIC):
         return WantedVae(name, "")
-    if not name and not digits:
-        return None
     named = _get(library, name) if name else None
-    if not digits:
-        missing = f"The VAE {name} of that text is not here; the VAE stays as it is."
-        return WantedVae(named.name, "", named) if named else WantedVae(None, missing)
+    if digits:
+        return _found_by_hash(library, name, digits, named)
+    if not name:
+        return None
+    if named is not None:
+        return WantedVae(named.name, "", named)
+    return WantedVae(None, f"The VAE {name} of that text is not here; the VAE stays as it is.")
+
+
+def _found_by_hash(library: Library, name: str, digits: str, named: Entry | None) -> WantedVae:
+    """The file of that hash, or the one of that name with a note that it is another file."""
     found = _by_hash(library, digits, named)
-    if found is None and named is None:
-        asked = f"{name or 'The VAE'} (hash {digits})"
-        return WantedVae(None, f"{asked} of that text is not here; the VAE stays as it is.")
-    if found is None and named is not None:
+    if found is not None:
+        note = "" if not name or found == named else _renamed(name, digits, found)
+        return WantedVae(found.name, note, found)
+    if named is not None:
         note = f"{named.name} here is another file than the one of that text, whose hash is {digits}; it is used."
         return WantedVae(named.name, note, named)
-    assert found is not None
-    if named == found or not name:
-        return WantedVae(found.name, "", found)
-    return WantedVae(found.name, f"The VAE {name} was found by its hash {digits}: here it is {found.name}.", found)
+    asked = f"{name or 'The VAE'} (hash {digits})"
+    return WantedVae(None, f"{asked} of that text is not here; the VAE stays as it is.")
+
+
+def _renamed(name: str, digits: str, found: Entry) -> str:
+    return f"The VAE {name} was found by its hash {digits}: here it is {found.name}."
 
 
 def _numbers(key: str, text: str) -> dict[str, object]:

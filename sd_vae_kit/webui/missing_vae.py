@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from sd_vae_kit.hosts.base import WebuiHost
 from sd_vae_kit.settings.sections import AUTOMATIC, NONE
 from sd_vae_kit.ui.markup import marked
+from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.webui.vae_page import service_of
+from sd_vae_kit.wording import Sentence
 
 NAMES = ("VAE", "SD VAE")
 HASHES = ("VAE hash", "SD VAE hash")
+NOT_HERE = Sentence.of("of that text is not here.")
+OTHER_FILE = Sentence.of("of that text is another file than the one of that name here.")
 
 
 def name_by_hash(host: WebuiHost, parameters: dict[str, str]) -> None:
@@ -26,26 +31,57 @@ def name_by_hash(host: WebuiHost, parameters: dict[str, str]) -> None:
             parameters[name] = found.name
 
 
+@dataclass(frozen=True)
+class PastedVae:
+    """The VAE that pasted parameters speak of.
+
+    Attributes:
+        name: Its file's name there, "None" or "Automatic"; empty if the text names none.
+        digits: The beginning of its hash, in small letters; empty if the text has none.
+    """
+
+    name: str
+    digits: str
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, str]) -> PastedVae:
+        """Our own keys come before those of other programs."""
+        return cls(_first(parameters, NAMES), _first(parameters, HASHES).strip().lower())
+
+    @property
+    def is_file(self) -> bool:
+        return self.name not in (NONE, AUTOMATIC) and bool(self.name or self.digits)
+
+    @property
+    def shown_name(self) -> str:
+        return self.name or "The VAE"
+
+    def problem(self, entries: Sequence[Entry]) -> Sentence | None:
+        """Why none of these files is it; None if one is or may be. Where no hash is known, the name counts."""
+        if self.digits and any((entry.sha256 or "").startswith(self.digits) for entry in entries):
+            return None
+        named = next((entry for entry in entries if self.name in (entry.name, entry.path.name)), None)
+        if named is None:
+            return NOT_HERE
+        return OTHER_FILE if self.digits and named.sha256 is not None else None
+
+
 def message(host: WebuiHost, parameters: Mapping[str, str]) -> str:
     """HTML for the panel after a paste; "" where the text names no VAE or one that is here.
 
     Nothing is read for it: a file whose hash was never worked out is looked for by its name only.
     """
-    name = next((parameters[key] for key in NAMES if parameters.get(key)), "")
-    digits = next((parameters[key] for key in HASHES if parameters.get(key)), "").strip().lower()
-    service = service_of(host)
-    if service is None or name in (NONE, AUTOMATIC) or not (name or digits):
+    service, wanted = service_of(host), PastedVae.of(parameters)
+    problem = wanted.problem(host.library.entries) if service is not None and wanted.is_file else None
+    if service is None or problem is None:
         return ""
-    if any(digits and (entry.sha256 or "").startswith(digits) for entry in host.library.entries):
-        return ""
-    named = next((entry for entry in host.library.entries if entry.name == name or entry.path.name == name), None)
-    if named is not None and (not digits or named.sha256 is None):
-        return ""
-    entry, line = service.gallery.missing(digits)
-    asked = f"<b>{escape(name or 'The VAE')}</b>" + (f" <code>{escape(digits)}</code>" if digits else "")
-    other = "<span>of that text is another file than the one of that name here.</span>"
-    said = other if named is not None else "<span>of that text is not here.</span>"
-    host.page_notice(f"{name or 'The VAE'} of that text is not here. {line}".strip())  # the panel may be closed
-    link = f' <a href="#" data-vae-kit-entry="{escape(entry)}">Install it</a>' if entry else ""
-    hint = f" {marked(line)}" if line else ""
-    return f'<p class="vae-kit-warning">{asked} {said}{hint}{link}</p>'
+    entry, hint = service.gallery.missing(wanted.digits)
+    host.page_notice(f"{wanted.shown_name} of that text is not here. {hint}".strip())  # the panel may be closed
+    digits = f"<code>{escape(wanted.digits)}</code>" if wanted.digits else ""
+    link = f'<a href="#" data-vae-kit-entry="{escape(entry)}">Install it</a>' if entry else ""
+    parts = (f"<b>{escape(wanted.shown_name)}</b>", digits, marked(problem), marked(hint), link)
+    return f'<p class="vae-kit-warning">{" ".join(filter(None, parts))}</p>'
+
+
+def _first(parameters: Mapping[str, str], keys: Sequence[str]) -> str:
+    return next((parameters[key] for key in keys if parameters.get(key)), "")
