@@ -5,40 +5,37 @@ from __future__ import annotations
 import argparse
 
 from sd_vae_kit.cli.command_result import CommandResult
-from sd_vae_kit.cli.vae_choice import choose, open_library
-from sd_vae_kit.core.files.completeness import parameter_counts
-from sd_vae_kit.core.files.identity import fingerprint
-from sd_vae_kit.core.networks.latent_format import FORMATS, family_label
-from sd_vae_kit.core.vae import choose_format
+from sd_vae_kit.cli.vae_choice import hashing_bar, open_inspector, read
 
 
 def run(options: argparse.Namespace) -> CommandResult:
     """Facts of one file; the scale of an undecided family is the first one's, with a warning."""
-    chosen = choose(open_library(options), options.vae, quiet=options.json)
-    detection = chosen.weights.detection
-    decided = chosen.family if chosen.family in FORMATS else None
-    latent_format, warning = choose_format(detection, decided, label=chosen.entry.name)
-    counts = parameter_counts(detection)
-    warnings = [*detection.warnings, *([warning] if warning else [])]
+    inspector = open_inspector(options)
+    entry, weights = read(inspector.library, options.vae)
+    found = inspector.inspect(entry, weights, hashing_bar(entry, quiet=options.json))
     data: dict[str, object] = {
-        "path": str(chosen.entry.path),
-        "layout": detection.layout,
-        "kind": detection.kind,
-        "part": detection.part,
-        "family": chosen.family,
-        "z_channels": detection.z_channels,
-        "scale_factor": latent_format.scale_factor,
-        "shift_factor": latent_format.shift_factor,
-        "parameters": counts,
-        "dtype": chosen.weights.dtype,
-        "sha256": chosen.sha256,
-        "fingerprint": fingerprint(chosen.weights.state),
-        "warnings": warnings,
+        "path": str(found.path),
+        "layout": found.layout,
+        "kind": found.kind,
+        "part": found.part,
+        "family": found.family,
+        "family_known_by": found.family_known_by,
+        "known_as": found.known_as,
+        "z_channels": found.z_channels,
+        "scale_factor": found.scale_factor,
+        "shift_factor": found.shift_factor,
+        "parameters": found.parameters,
+        "dtype": found.dtype,
+        "sha256": found.sha256,
+        "fingerprint": found.fingerprint,
+        "warnings": list(found.warnings),
     }
     shown = {
         **data,
-        "family": f"{chosen.family} ({family_label(chosen.family)})" if chosen.family else "unknown",
-        "parameters": ", ".join(f"{name} {count:,}" for name, count in counts.items()),
+        "family": f"{found.family} ({found.finding.label})" if found.family else "unknown",
+        "known_by": found.finding.sentence,
+        "parameters": ", ".join(f"{name} {count:,}" for name, count in found.parameters.items()),
     }
-    del shown["warnings"]
-    return CommandResult(data, [f"{name:<13} {value}" for name, value in shown.items()], warnings)
+    for name in ("warnings", "known_as", "family_known_by"):
+        del shown[name]
+    return CommandResult(data, [f"{name:<13} {value}" for name, value in shown.items()], found.warnings)

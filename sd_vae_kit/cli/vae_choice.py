@@ -18,6 +18,8 @@ from sd_vae_kit.errors import OptionError, VaeNotFoundError
 from sd_vae_kit.standalone import demo
 from sd_vae_kit.vaes.catalogue import catalogue
 from sd_vae_kit.vaes.entry import Entry
+from sd_vae_kit.vaes.family_finder import FamilyFinder
+from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library, Progress
 from sd_vae_kit.vaes.model_folders import Folder
 
@@ -50,15 +52,28 @@ def open_library(options: argparse.Namespace) -> Library:
     for name in options.vae_dir:
         if not Path(name).is_dir():
             raise OptionError(f"--vae-dir {name} is not a folder.")
-    data = Path(options.data_dir or platformdirs.user_data_dir("vae-kit", appauthor=False)).expanduser()
+    data = _data_folder(options)
     folders = (*map(Path, options.vae_dir), data / "models" / "VAE", data / "models" / "VAE-taesd", demo.FOLDER)
     return Library([Folder(folder) for folder in folders], data / "cache" / "library.json")
 
 
 def open_needs(options: argparse.Namespace) -> PrecisionFixesFile:
     """What VAEs needed to stay finite in half precision, kept beside the hashes."""
-    data = Path(options.data_dir or platformdirs.user_data_dir("vae-kit", appauthor=False)).expanduser()
-    return PrecisionFixesFile(data / "cache" / FILE_NAME)
+    return PrecisionFixesFile(_data_folder(options) / "cache" / FILE_NAME)
+
+
+def _data_folder(options: argparse.Namespace) -> Path:
+    return Path(options.data_dir or platformdirs.user_data_dir("vae-kit", appauthor=False)).expanduser()
+
+
+def open_inspector(options: argparse.Namespace) -> Inspector:
+    """What files are; families that were found out are kept beside the hashes.
+
+    Raises:
+        OptionError: A folder named with --vae-dir does not exist.
+    """
+    cache = _data_folder(options) / "cache" / "families.json"
+    return Inspector(FamilyFinder(open_library(options), cache, catalogue()))
 
 
 def choose(library: Library, name: str, *, quiet: bool) -> Chosen:
@@ -69,7 +84,7 @@ def choose(library: Library, name: str, *, quiet: bool) -> Chosen:
         VaeKitError: The file cannot be used, and why.
     """
     entry, weights = read(library, name)
-    sha256 = library.sha256(entry, None if quiet or entry.size < LARGE else _progress_bar(entry))
+    sha256 = library.sha256(entry, hashing_bar(entry, quiet=quiet))
     known = catalogue().by_hash(sha256)
     is_decided = known is not None and known.family in weights.detection.families
     return Chosen(entry, weights, sha256, known.family if known and is_decided else weights.detection.family)
@@ -96,7 +111,13 @@ def ready(chosen: Chosen, *, family: str | None, dtype: str, device: torch.devic
 
 def read(library: Library, name: str) -> tuple[Entry, VaeWeights]:
     """As `choose`, without working out the file's hash."""
-    entry = _find(library, name)
+    if Path(name).exists():
+        return library.read(name)
+    library.refresh()
+    try:
+        entry = library.get(name)
+    except VaeNotFoundError as error:
+        raise VaeNotFoundError(f"There is no file {name}, and as a name in the library: {error}.") from error
     return entry, library.load(entry)
 
 
@@ -104,18 +125,9 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _find(library: Library, name: str) -> Entry:
-    if Path(name).exists():
-        return library.entry_at(name)
-    library.refresh()
-    try:
-        return library.get(name)
-    except VaeNotFoundError as error:
-        raise VaeNotFoundError(f"There is no file {name}, and as a name in the library: {error}.") from error
-
-
-def _progress_bar(entry: Entry) -> Progress | None:
-    if not sys.stderr.isatty():
+def hashing_bar(entry: Entry, *, quiet: bool) -> Progress | None:
+    """Shows how far a large file is hashed, where there is a terminal to show it on."""
+    if quiet or entry.size < LARGE or not sys.stderr.isatty():
         return None
     from tqdm import tqdm
 

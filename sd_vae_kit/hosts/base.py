@@ -33,6 +33,7 @@ from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Level
+from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.rules import Rule, RulesFile, Run
 from sd_vae_kit.vaes.swap import Active, Swapper
@@ -266,6 +267,12 @@ class WebuiHost(InterceptedHost):
             except VaeKitError as error:
                 self.notify_once(f"{error} The default, {spec.default!r}, is used.", "warning")
         return settings
+
+    @property
+    def inspector(self) -> Inspector:
+        """What says what files are."""
+        assert self.guard is not None
+        return Inspector(self.guard.finder, lambda: self.settings.guard)
 
     @property
     def tiling(self) -> TilingSettings:

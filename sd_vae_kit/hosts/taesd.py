@@ -88,7 +88,7 @@ class HostTaesd:
         assert host.guard is not None
         self._host = host
         self.library = Library([Folder(folder)], cache_file)
-        self.vaes = TinyVaes([self.library, host.library], host.guard, lambda: host.settings.guard)
+        self.vaes = TinyVaes([self.library, host.library], host.guard.finder, lambda: host.settings.guard)
         self._without: set[Half] = set()  # halves that the VAE itself did in the running job
 
     def install(self, replace: Replace) -> None:

@@ -11,6 +11,7 @@ import torch
 from sd_vae_kit.core.networks.latent_format import family_label
 from sd_vae_kit.settings.sections import TilingSettings
 from sd_vae_kit.standalone.host import OWN_VAE, StandaloneHost, device
+from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.swap import Swapper
 
@@ -22,6 +23,7 @@ class StandaloneApi:
     host: StandaloneHost
     library: Library
     swapper: Swapper
+    inspector: Inspector
 
     @property
     def tiling(self) -> TilingSettings:

@@ -23,9 +23,11 @@ from sd_vae_kit.standalone.pages.backend_protocol import Pasted, TopBar, VaeFact
 from sd_vae_kit.vaes import history
 from sd_vae_kit.vaes.catalogue import Catalogue, KnownVae, catalogue, with_own_entries
 from sd_vae_kit.vaes.entry import Entry
+from sd_vae_kit.vaes.family_finder import FamilyFinder
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint
+from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.rules import FILE_NAME, RulesFile, Run
 from sd_vae_kit.vaes.swap import Swapper, refuse_other_channels
@@ -53,15 +55,17 @@ class StandaloneBackend:
         self._library = library
         self._store = store
         known = self._known_vaes()
-        guard = FamilyGuard(library, host.folders.data / "cache" / "families.json", known)
+        finder = FamilyFinder(library, host.folders.data / "cache" / "families.json", known)
+        guard = FamilyGuard(finder)
+        self._inspector = Inspector(finder, lambda: store.settings.guard)
         rules = RulesFile(host.folders.data / FILE_NAME)
         used = History(host.folders.data / history.FILE_NAME)
         self._swapper = Swapper(host, library, guard=guard, rules=rules, history=used)
-        files = KnownFiles(library, known, guard, used)
+        files = KnownFiles(self._inspector, used)
         self.catalogue = CatalogueService(CataloguePageHost(self), files, rules)
         self._jobs = JobRunner(host, shown, host.folders.data)
         host.describe_live = self._describe_live
-        host.tiny = TinyVaes([library], guard, lambda: store.settings.guard)
+        host.tiny = TinyVaes([library], finder, lambda: store.settings.guard)
         host.other_half = self._other_half
         host.choose_for = self._choose_for
         host.preview_vae = self._preview_vae
@@ -72,7 +76,7 @@ class StandaloneBackend:
     @property
     def api(self) -> StandaloneApi:
         """What the HTTP API asks."""
-        return StandaloneApi(self._host, self._library, self._swapper)
+        return StandaloneApi(self._host, self._library, self._swapper, self._inspector)
 
     @property
     def folders(self) -> Folders:
@@ -103,7 +107,7 @@ class StandaloneBackend:
         live = self._live_entry()
         reason = self._swapper.active.decision.reason
         tiny = [entry for entry in self._library.entries if entry.state == "ok" and entry.kind == "tiny"]
-        notes = {entry.name: vae_facts.tiny_note(entry) for entry in tiny}
+        notes = {entry.name: vae_facts.tiny_note(entry, self._inspector.finder.remembered(entry)) for entry in tiny}
         return TopBar((NAME,), NAME, tuple(vaes), chosen, live.name, self._short_hash(live), reason, notes)
 
     def refresh(self) -> None:
@@ -148,10 +152,11 @@ class StandaloneBackend:
 
     def vae_rows(self) -> list[VaeRow]:
         live = self._live_entry().path
-        return [vae_facts.row_of(entry, entry.path == live) for entry in self._library.entries]
+        remembered = self._inspector.finder.remembered
+        return [vae_facts.row_of(entry, remembered(entry), entry.path == live) for entry in self._library.entries]
 
     def vae_facts(self, name: str) -> Iterator[VaeFacts]:
-        return vae_facts.facts_of(self._library, self._library.get(name))
+        return vae_facts.facts_of(self._inspector, self._library.get(name))
 
     # --- settings ---
 

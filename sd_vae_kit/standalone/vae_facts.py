@@ -6,15 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-from sd_vae_kit.core.files.checkpoint import read_header
-from sd_vae_kit.core.files.completeness import parameter_counts
-from sd_vae_kit.core.files.detect import detect
-from sd_vae_kit.core.files.detection import Detection
-from sd_vae_kit.core.networks.latent_format import family_label
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.standalone.pages.backend_protocol import VaeFacts, VaeRow
 from sd_vae_kit.vaes.entry import Entry
-from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.finding import Finding
+from sd_vae_kit.vaes.inspection import Inspection, Inspector
 
 POLL_SECONDS = 0.15
 KINDS = {"kl": "KL autoencoder", "tiny": "tiny autoencoder (TAESD)", None: ""}
@@ -22,30 +18,29 @@ PARTS = {"both": "encoder and decoder", "encoder": "encoder only", "decoder": "d
 SHORT_KINDS = {"kl": "KL", "tiny": "tiny", None: ""}
 
 
-def row_of(entry: Entry, is_active: bool) -> VaeRow:
-    """One line of the table of all files."""
+def row_of(entry: Entry, finding: Finding, is_active: bool) -> VaeRow:
+    """One line of the table of all files; `finding` is what is known of its family."""
     kind = SHORT_KINDS[entry.kind]
     if entry.part in ("encoder", "decoder"):
         kind = f"{kind}, {entry.part}"
-    family = family_label(entry.family) if entry.state == "ok" else ""
+    family = finding.label if entry.state == "ok" else ""
     return VaeRow(entry.name, family, kind, readable_size(entry.size), is_active, entry.reason)
 
 
-def tiny_note(entry: Entry) -> str:
+def tiny_note(entry: Entry, finding: Finding) -> str:
     """What a TAESD is, for lists: "TAESD decoder, SDXL"."""
     part = "" if entry.part == "both" else f" {entry.part}"
-    return f"TAESD{part}, {family_label(entry.family)}"
+    return f"TAESD{part}, {finding.label}"
 
 
-def facts_of(library: Library, entry: Entry) -> Iterator[VaeFacts]:
-    """All that is known, again and again until hash and fingerprint are worked out."""
-    rows = [("Name", entry.name), ("Path", str(entry.path)), *_header_rows(entry)]
-    rows += [("Size", readable_size(entry.size)), ("Changed", _date(entry.mtime_ns))]
-    warnings = _detection(entry).warnings if entry.state == "ok" else ()
-    work = _IdentityWork(library, entry)
+def facts_of(inspector: Inspector, entry: Entry) -> Iterator[VaeFacts]:
+    """All that is known, again and again until hash, fingerprint and family are found out."""
+    work = _Work(inspector, entry)
     try:
-        for identity_rows in work.progress():
-            yield VaeFacts(entry.name, (*rows, *identity_rows), tuple(warnings), entry.reason)
+        for found, identity_rows in work.progress():
+            rows = [("Name", entry.name), ("Path", str(entry.path)), *(_rows_of(found) if found else [])]
+            rows += [("Size", readable_size(entry.size)), ("Changed", _date(entry.mtime_ns)), *identity_rows]
+            yield VaeFacts(entry.name, tuple(rows), found.warnings if found else (), entry.reason)
     finally:
         work.stop()  # the page has gone on to another file
 
@@ -62,53 +57,48 @@ def readable_size(size: int) -> str:
     return f"{value:.1f} {unit}"
 
 
-def _header_rows(entry: Entry) -> list[tuple[str, str]]:
-    if entry.state != "ok":
-        return []
-    detection = _detection(entry)
-    counts = ", ".join(f"{half} {count:,}" for half, count in parameter_counts(detection).items() if count)
+def _rows_of(found: Inspection) -> list[tuple[str, str]]:
+    counts = ", ".join(f"{half} {count:,}" for half, count in found.parameters.items() if count)
+    known_by = [("Known by", found.finding.sentence)] if found.finding.is_certain else []
     return [
-        ("Family", family_label(entry.family)),
-        ("Kind", KINDS[entry.kind]),
-        ("Part", PARTS[entry.part]),
-        ("Layout", entry.layout or ""),
-        ("Latent channels", str(entry.z_channels)),
-        ("Weights", entry.dtype),
+        ("Family", found.finding.label),
+        *known_by,
+        ("Kind", KINDS[found.kind]),
+        ("Part", PARTS[found.part]),
+        ("Layout", found.layout),
+        ("Latent channels", str(found.z_channels)),
+        ("Weights", found.dtype),
         ("Parameters", counts),
     ]
-
-
-def _detection(entry: Entry) -> Detection:
-    header = read_header(entry.path)
-    return detect(header.tensors, header.metadata, label=entry.path.name)
 
 
 def _date(mtime_ns: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(mtime_ns / 1e9))
 
 
-class _IdentityWork:
-    """Hash and fingerprint of one file, worked out in a thread so that the page can show how far it is."""
+class _Work:
+    """The inspection of one file in a thread, so that the page can show how far it is."""
 
-    def __init__(self, library: Library, entry: Entry) -> None:
-        self._library = library
+    def __init__(self, inspector: Inspector, entry: Entry) -> None:
+        self._inspector = inspector
         self._entry = entry
         self._stopped = threading.Event()
+        self._found = inspector.glance(entry) if entry.state == "ok" else None
         self._hash = entry.sha256 or "0 %"
         self._fingerprint = entry.fingerprint or ("..." if entry.state == "ok" else "")
 
-    def progress(self) -> Iterator[list[tuple[str, str]]]:
-        """The two rows, first as they are known, last as they are."""
+    def progress(self) -> Iterator[tuple[Inspection | None, list[tuple[str, str]]]]:
+        """What is known, and the rows of hash and fingerprint: first as they were found before, last as they are."""
         thread = threading.Thread(target=self._work, name="vae-kit-hash", daemon=True)
         thread.start()
-        shown: list[tuple[str, str]] = []
+        shown: tuple[Inspection | None, list[tuple[str, str]]] | None = None
         while True:
             thread.join(POLL_SECONDS)
             done = not thread.is_alive()
-            rows = self._rows()
-            if rows != shown:
-                yield rows
-                shown = rows
+            now = self._found, self._rows()
+            if now != shown:
+                yield now
+                shown = now
             if done:
                 return
 
@@ -122,9 +112,10 @@ class _IdentityWork:
 
     def _work(self) -> None:
         try:
-            self._hash = self._library.sha256(self._entry, self._on_progress)
+            self._hash = self._inspector.library.sha256(self._entry, self._on_progress)
             if self._entry.state == "ok":
-                self._fingerprint = self._library.identify(self._entry).fingerprint
+                self._found = self._inspector.inspect(self._entry)
+                self._fingerprint = self._found.fingerprint or ""
         except VaeKitError as error:
             self._fingerprint = ""
             if len(self._hash) != 64:

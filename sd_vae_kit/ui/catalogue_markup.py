@@ -66,6 +66,7 @@ def about(row: GalleryRow | None) -> str:
     notes += [Message(text, "warning") for text in row.cautions if row.can_install]
     facts = (
         ("Family", row.family),
+        ("Known by", row.known_by),
         ("Size", size_text(row.size) or "not known"),
         ("VAE hash", row.digits or "not known"),
         ("Precision", row.precision),

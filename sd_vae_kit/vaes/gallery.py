@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sd_vae_kit.core.networks.latent_format import FORMATS, family_label
+from sd_vae_kit.core.networks.latent_format import FORMATS, split_family
 from sd_vae_kit.errors import BrokenVaeError
 from sd_vae_kit.state.file_hash import hash_in_steps
 from sd_vae_kit.vaes.catalogue import Catalogue, KnownVae
 from sd_vae_kit.vaes.entry import Entry
+from sd_vae_kit.vaes.finding import Finding
 from sd_vae_kit.vaes.gallery_row import GalleryRow
 from sd_vae_kit.vaes.model_folders import CHECKPOINT_SUFFIXES
 from sd_vae_kit.vaes.rules import Rule
@@ -29,7 +30,7 @@ def rows(
     entries: Sequence[Entry],
     known: Catalogue,
     *,
-    families: Mapping[str, str],
+    found: Callable[[Entry], Finding],
     rules: Sequence[Rule] = (),
     active: str = "",
     used: Callable[[Entry], Sequence[str]] = lambda entry: (),
@@ -39,29 +40,25 @@ def rows(
     Args:
         entries: The library's.
         known: The catalogue; a file is recognised by its hash where that was worked out.
-        families: By entry's name, what the guard found out.
+        found: What is known of a file's family.
         rules: The user's.
         active: Name of the live file.
         used: Checkpoints that a file was used with.
     """
     here = {entry.sha256 for entry in entries if entry.sha256}
-    installed = [
-        _file_row(e, known.by_hash(e.sha256), families.get(e.name, e.family), used_by(e, rules, used(e)), active)
-        for e in entries
-    ]
+    installed = [_file_row(e, known.by_hash(e.sha256), found(e), used_by(e, rules, used(e)), active) for e in entries]
     others = [_known_row(vae) for vae in known.entries if vae.sha256 is None or vae.sha256 not in here]
     return [*installed, *sorted(others, key=lambda row: not row.can_install)]
 
 
-def _file_row(entry: Entry, known: KnownVae | None, family: str, used: tuple[str, ...], active: str) -> GalleryRow:
-    names = tuple(name for name in (known.family if known else family).split("|") if name)
+def _file_row(entry: Entry, known: KnownVae | None, finding: Finding, used: tuple[str, ...], active: str) -> GalleryRow:
     stored = Sentence.of("stored in {}", entry.dtype) if entry.dtype else NOTHING
     return GalleryRow(
         entry.name,
         entry.name,
         True,
-        known.family_label if known else family_label(family),
-        names,
+        finding.label,
+        split_family(finding.family),
         entry.size,
         (entry.sha256 or "")[:10],
         Sentence.joined(", ", filter(None, (PRECISION[known.fp16_safe] if known else NOTHING, stored))),
@@ -69,6 +66,7 @@ def _file_row(entry: Entry, known: KnownVae | None, family: str, used: tuple[str
         known.licence if known else "",
         used,
         " ".join(filter(None, (known.note if known else "", PARTS[entry.part or "both"]))),
+        known_by=finding.sentence if finding.is_certain else "",
         is_active=entry.name == active,
         problem=entry.reason,
     )

@@ -18,6 +18,7 @@ class GalleryRow:
         is_installed: Whether it is a file of the library.
         family: Label, or what it may be.
         families: Names for filtering.
+        known_by: What told the family of a file, in words; "" where it is undecided or nothing is installed.
         size: Bytes, None where not known.
         digits: First ten of the sha256, "" where not known.
         precision: What it needs.
@@ -45,6 +46,7 @@ class GalleryRow:
     note: str = ""
     can_install: bool = False
     cautions: tuple[str, ...] = ()
+    known_by: str = ""
     is_active: bool = False
     problem: str = ""
 

@@ -23,7 +23,8 @@ from sd_vae_kit.core.vae import VaeWeights, build
 from sd_vae_kit.errors import VaeMismatchError
 from sd_vae_kit.vaes.choice import Decision, resolve
 from sd_vae_kit.vaes.entry import Entry
-from sd_vae_kit.vaes.guard import FamilyGuard, Finding
+from sd_vae_kit.vaes.finding import Finding
+from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Host
 from sd_vae_kit.vaes.library import Library
@@ -214,7 +215,7 @@ class Swapper:
             return self._guarded(self._guard, weights, decision.entry, checkpoint)
         family, needs = weights.detection.family, checkpoint.latent_format
         if family and needs.name not in split_family(family):
-            made_for = Finding(family, "file").label
+            made_for = Finding(family, weights.detection.family_known_by).label
             words = "{} is a VAE for {}, the loaded model is {}: colours will be wrong."
             return (Sentence.of(words, decision.name, made_for, needs.label),)
         return ()

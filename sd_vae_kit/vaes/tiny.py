@@ -1,6 +1,6 @@
 """The TAESD of a latent space: which installed file it is, and what to install where there is none.
 
-Files of equal shape (SD 1 and SDXL, SD 3 and FLUX.1) are told apart as the guard tells any VAE: by hash, by weights, by
+Files of equal shape (SD 1 and SDXL, SD 3 and FLUX.1) are told apart as any VAE: by hash, by weights, by
 behaviour.  A file is used only if its family is certain, or undecided and named as its makers name it.
 """
 
@@ -19,7 +19,7 @@ from sd_vae_kit.errors import VaeKitError, VaeNotFoundError
 from sd_vae_kit.settings.sections import GuardSettings
 from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
 from sd_vae_kit.vaes.entry import Entry
-from sd_vae_kit.vaes.guard import FamilyGuard
+from sd_vae_kit.vaes.family_finder import FamilyFinder
 from sd_vae_kit.vaes.library import Library
 
 KEPT = 4  # networks in memory; a few MB each
@@ -33,7 +33,7 @@ class TinyVaes:
 
     Args:
         libraries: Where to look, most important first.
-        guard: Tells families of equal shape apart.
+        finder: Tells families of equal shape apart.
         settings: Which ways of finding out may be used, asked for at every look.
         known: The catalogue, for what to install.
     """
@@ -41,12 +41,12 @@ class TinyVaes:
     def __init__(
         self,
         libraries: Sequence[Library],
-        guard: FamilyGuard,
+        finder: FamilyFinder,
         settings: Callable[[], GuardSettings] = GuardSettings,
         known: Catalogue | None = None,
     ) -> None:
         self._libraries = tuple(libraries)
-        self._guard = guard
+        self._finder = finder
         self._settings = settings
         self._catalogue = known or catalogue()
         self._kept: OrderedDict[_Key, Vae] = OrderedDict()
@@ -113,7 +113,7 @@ class TinyVaes:
         if len(split_family(entry.family)) == 1:
             return entry.family
         try:
-            return self._guard.identify(entry, self._settings()).family
+            return self._finder.find(entry, self._settings()).family
         except VaeKitError:
             return ""
 

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from sd_vae_kit import __version__
 from sd_vae_kit.core.dtypes import wanted_dtype
-from sd_vae_kit.core.files.completeness import parameter_counts
 from sd_vae_kit.core.files.latent_file import NAME, LatentFile, check_latent
 from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.run.precision_policy import Precision
@@ -35,6 +34,7 @@ from sd_vae_kit.pictures.picture_file import crop, open_picture, png_bytes, refl
 from sd_vae_kit.settings.sections import TilingSettings
 from sd_vae_kit.units import MIB
 from sd_vae_kit.vaes.entry import Entry
+from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library
 
 PREFIX = "/vae-kit/v1"
@@ -48,6 +48,10 @@ class ApiBackend(Protocol):
     @property
     def library(self) -> Library:
         """The files that can be named."""
+
+    @property
+    def inspector(self) -> Inspector:
+        """What says what they are."""
 
     @property
     def tiling(self) -> TilingSettings:
@@ -78,20 +82,25 @@ class VaeList(BaseModel):
     vaes: list[VaeItem]
 
 
-class Inspection(BaseModel):
+class InspectedVae(BaseModel):
     """What one file is."""
 
     name: str
-    layout: str
-    kind: str
-    part: str
-    family: str
+    layout: str = Field(description='names of the tensors: "ldm", "diffusers", "taesd" or "taesd-diffusers"')
+    kind: str = Field(description='"kl" for a KL autoencoder, "tiny" for a TAESD')
+    part: str = Field(description='halves it holds: "both", "encoder" or "decoder"')
+    family: str = Field(description='"sd1", "sdxl", "sd3", "flux" ...; "sd1|sdxl" where undecided, "" where none fits')
+    family_known_by: str = Field(
+        description='what told: "hash", "weights", "metadata", "checkpoint", "behaviour", "channels" or "undecided"'
+    )
+    known_as: str = Field(description='the known VAE whose hash or weights it has; "" if none')
     z_channels: int
     scale_factor: float
     shift_factor: float
-    parameters: dict[str, int]
-    dtype: str
+    parameters: dict[str, int] = Field(description='how many weights: "encoder", "decoder", "total"')
+    dtype: str = Field(description='type of most weights, such as "fp16"')
     sha256: str
+    fingerprint: str = Field(description="of the weights: the same in every layout, in half and in full precision")
     warnings: list[str]
 
 
@@ -173,7 +182,7 @@ def make_router(backend: ApiBackend, dependencies: Sequence[Any] = ()) -> APIRou
     router = APIRouter(prefix=PREFIX, dependencies=list(dependencies), tags=["VAE Kit"])
     routes: list[tuple[str, str, Callable[..., BaseModel], type[BaseModel]]] = [
         ("GET", "/list", api.list, VaeList),
-        ("GET", "/inspect", api.inspect, Inspection),
+        ("GET", "/inspect", api.inspect, InspectedVae),
         ("GET", "/status", api.status, ActiveVae),
         ("POST", "/encode", api.encode, Encoded),
         ("POST", "/decode", api.decode, Decoded),
@@ -196,28 +205,34 @@ class Api:
 
     def list(self) -> VaeList:
         """All VAE files, those that cannot be used with the reason."""
-        return VaeList(vaes=[_item(entry) for entry in self._backend.library.entries])
+        return VaeList(vaes=[self._item(entry) for entry in self._backend.library.entries])
 
-    def inspect(self, name: str) -> Inspection:
+    def _item(self, entry: Entry) -> VaeItem:
+        family = self._backend.inspector.finder.remembered(entry).family
+        return VaeItem(name=entry.name, family=family, size=entry.size, problem=entry.reason)
+
+    def inspect(self, name: str) -> InspectedVae:
         """What one file is."""
         with answered():
-            library = self._backend.library
-            entry = library.get(name)
-            weights = library.load(entry)
-            latent_format, warning = choose_format(weights.detection, label=entry.name)
-            return Inspection(
-                name=entry.name,
-                layout=weights.detection.layout,
-                kind=weights.detection.kind,
-                part=weights.detection.part,
-                family=weights.detection.family,
-                z_channels=weights.detection.z_channels,
-                scale_factor=latent_format.scale_factor,
-                shift_factor=latent_format.shift_factor,
-                parameters=parameter_counts(weights.detection),
-                dtype=entry.dtype,
-                sha256=library.sha256(entry),
-                warnings=[*weights.detection.warnings, *([warning] if warning else [])],
+            found = self._backend.inspector.inspect(self._backend.library.get(name))
+            assert found.sha256 is not None
+            assert found.fingerprint is not None
+            return InspectedVae(
+                name=found.name,
+                layout=found.layout,
+                kind=found.kind,
+                part=found.part,
+                family=found.family,
+                family_known_by=found.family_known_by,
+                known_as=found.known_as,
+                z_channels=found.z_channels,
+                scale_factor=found.scale_factor,
+                shift_factor=found.shift_factor,
+                parameters=dict(found.parameters),
+                dtype=found.dtype,
+                sha256=found.sha256,
+                fingerprint=found.fingerprint,
+                warnings=list(found.warnings),
             )
 
     def status(self) -> ActiveVae:
@@ -312,10 +327,6 @@ def answered() -> Iterator[None]:
     except VaeKitError as error:
         status = 404 if isinstance(error, VaeNotFoundError) else 422
         raise HTTPException(status_code=status, detail=str(error)) from error
-
-
-def _item(entry: Entry) -> VaeItem:
-    return VaeItem(name=entry.name, family=entry.family, size=entry.size, problem=entry.reason)
 
 
 def _bytes(text: str, error: VaeKitError) -> bytes:

@@ -11,9 +11,9 @@ from sd_vae_kit.errors import OptionError, VaeNotFoundError
 from sd_vae_kit.settings.sections import Settings
 from sd_vae_kit.vaes.catalogue import Catalogue, KnownVae
 from sd_vae_kit.vaes.entry import Entry
-from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint
+from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library
 
 
@@ -63,18 +63,24 @@ class KnownFiles:
     """VAE files, and what is known of them.
 
     Attributes:
-        library: The files that a user chooses among.
-        catalogue: Known VAEs, installed or not.
-        guard: Tells families.
+        inspector: Says what files are; its library holds those that a user chooses among.
         history: Says which checkpoints a file was used with.
         tiny: Files of the TAESD family, where the web UI keeps them in a folder of their own.
     """
 
-    library: Library
-    catalogue: Catalogue
-    guard: FamilyGuard
+    inspector: Inspector
     history: History
     tiny: Library | None = None
+
+    @property
+    def library(self) -> Library:
+        """The files that a user chooses among."""
+        return self.inspector.library
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Known VAEs, installed or not."""
+        return self.inspector.finder.catalogue
 
     @property
     def libraries(self) -> tuple[Library, ...]:

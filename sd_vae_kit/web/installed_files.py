@@ -20,7 +20,7 @@ class InstalledFiles:
     """Implements `FilesBackend`.
 
     Args:
-        host: Its settings say how families are told.
+        host: Says whether a file may be shown on the disk.
         files: The files and what is known of them.
     """
 
@@ -54,7 +54,7 @@ class InstalledFiles:
 
     def _family_of(self, entry: Entry) -> Sentence:
         try:
-            finding = self._files.guard.identify(entry, self._host.settings.guard)
+            finding = self._files.inspector.family(entry)
         except VaeKitError as error:
             return Sentence(pieces_of(str(error)))
         return Sentence.of("Family: {} ({}).", finding.label, finding.sentence)

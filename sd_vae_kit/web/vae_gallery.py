@@ -38,7 +38,7 @@ class VaeGallery:
         rows = gallery.rows(
             entries,
             self._files.catalogue,
-            families={entry.name: self._files.guard.remembered(entry) for entry in entries},
+            found=self._files.inspector.finder.remembered,
             rules=self._readable_rules(),
             active=self._host.active_vae,
             used=lambda entry: self._files.history.checkpoints_of(entry.path, entry.sha256),

@@ -73,7 +73,7 @@ def service_of(host: WebuiHost) -> CatalogueService | None:
     if host.catalogue is None:
         if host.known_problem:
             host.notify(host.known_problem, "warning")
-        files = KnownFiles(host.library, host.known, host.guard, host.history, host.tiny_library())
+        files = KnownFiles(host.inspector, host.history, host.tiny_library())
         host.catalogue = CatalogueService(PageHost(host, storage), files, host.rules)
     service: CatalogueService = host.catalogue
     return service

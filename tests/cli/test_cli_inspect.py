@@ -11,7 +11,8 @@ from sd_vae_kit.cli import vae_choice
 from sd_vae_kit.vaes.catalogue import Catalogue
 
 KEYS = [
-    "path", "layout", "kind", "part", "family", "z_channels", "scale_factor", "shift_factor", "parameters", "dtype",
+    "path", "layout", "kind", "part", "family", "family_known_by", "known_as", "z_channels", "scale_factor",
+    "shift_factor", "parameters", "dtype",
     "sha256", "fingerprint", "warnings",
 ]  # fmt: skip
 
@@ -41,6 +42,8 @@ def test_json_has_exactly_the_documented_keys(cli, tmp_path):
         "kind": "kl",
         "part": "both",
         "family": "sd3",
+        "family_known_by": "metadata",
+        "known_as": "",
         "z_channels": 16,
         "scale_factor": 1.5305,
         "shift_factor": 0.0609,

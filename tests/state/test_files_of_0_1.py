@@ -8,8 +8,8 @@ import pytest
 from sd_vae_kit.core.engine.ranges import PrecisionFixes
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
 from sd_vae_kit.settings.store import SettingsStore
-from sd_vae_kit.vaes import guard
-from sd_vae_kit.vaes.guard import Finding
+from sd_vae_kit.state.json_store import JsonStore
+from sd_vae_kit.vaes.finding import FINDINGS, Finding
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.library_cache import Cache, Facts, Identity, Stamp
 from sd_vae_kit.vaes.rules import Rule, RulesFile
@@ -48,7 +48,7 @@ def test_the_librarys_cache(old):
 
 
 def test_the_guards_findings(old):
-    found = guard.JsonStore(old("families.json"), guard.CACHE).value
+    found = JsonStore(old("families.json"), FINDINGS).value
     assert found["/|9|8|111"] == Finding("sdxl", "behaviour")
 
 

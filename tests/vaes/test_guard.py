@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.settings.sections import GuardSettings
-from sd_vae_kit.vaes import guard as guard_family
+from sd_vae_kit.vaes import family_finder
 from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
-from sd_vae_kit.vaes.guard import FamilyGuard, Finding
+from sd_vae_kit.vaes.family_finder import FamilyFinder
+from sd_vae_kit.vaes.finding import Finding
+from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.model_folders import Folder
 
@@ -56,7 +58,9 @@ def world(folder, tmp_path):
             os.utime(path, (time.time() - 60,) * 2)
         library = Library([Folder(folder)], tmp_path / "library.json")
         library.refresh()
-        return library, FamilyGuard(library, tmp_path / "families.json", make_catalogue(folder, known or {}))
+        return library, FamilyGuard(
+            FamilyFinder(library, tmp_path / "families.json", make_catalogue(folder, known or {}))
+        )
 
     return make
 
@@ -84,21 +88,21 @@ def test_a_copy_of_a_known_file_is_known_by_its_weights(world, change):
     library, guard = world(
         {"a": original, "copy": {name: change(tensor) for name, tensor in original.items()}}, known={"a": "sdxl"}
     )
-    guard.identify(library.get("a"), ALL)
-    assert guard.identify(library.get("copy"), ALL) == Finding("sdxl", "weights", "Known a")
+    guard.finder.find(library.get("a"), ALL)
+    assert guard.finder.find(library.get("copy"), ALL) == Finding("sdxl", "weights", "Known a")
 
 
 def test_what_the_file_says_counts_where_nothing_better_is_known(folder, world):
     save_file(random_state(1), folder / "said.safetensors", metadata={"family": "sdxl"})
     library, guard = world()
-    assert guard.identify(library.get("said"), ALL) == Finding("sdxl", "file")
+    assert guard.finder.find(library.get("said"), ALL) == Finding("sdxl", "metadata")
 
 
 def test_the_demo_vae_is_told_by_its_behaviour_in_any_disguise(folder, world):
     state = load_file(DEMO)
     save_file(state, folder / "innocent.safetensors")
     library, guard = world()
-    assert guard.identify(library.get("innocent"), BEHAVIOUR).family == "sd1"
+    assert guard.finder.find(library.get("innocent"), BEHAVIOUR).family == "sd1"
     verdict = guard.check(library.get("innocent"), checkpoint("sdxl"), BEHAVIOUR)
     assert verdict.state == "wrong"
     assert verdict.message == (
@@ -131,7 +135,7 @@ def test_taesd_files_in_full_precision_are_known_by_the_shipped_marks(weights_di
         save_file(state, folder / f"{half}.safetensors")
     library, guard = world()
     for half in ("encoder", "decoder"):
-        found = guard.identify(library.get(half), GuardSettings(by_behaviour=False))
+        found = guard.finder.find(library.get(half), GuardSettings(by_behaviour=False))
         assert found == Finding(TAESD[stem], "weights", f"{stem} {half}")
 
 
@@ -160,21 +164,21 @@ def test_with_everything_switched_off_nothing_is_computed(world, monkeypatch):
     library, guard = world({"a": random_state(1)}, known={"a": "sdxl"})
     for name in ("sha256", "identify", "load"):
         monkeypatch.setattr(library, name, lambda *args: pytest.fail("read the file"))
-    assert guard.identify(library.get("a"), NOTHING) == Finding("sd1|sdxl", "undecided")
+    assert guard.finder.find(library.get("a"), NOTHING) == Finding("sd1|sdxl", "undecided")
 
 
 def test_an_answer_is_kept_across_restarts_and_dropped_with_the_file(world, folder, tmp_path, monkeypatch):
     library, guard = world({"a": random_state(1), "b": random_state(2)})
-    first = [guard.identify(library.get(name), ALL) for name in ("a", "b")]
-    monkeypatch.setattr(guard_family, "tell_family", lambda weights: pytest.fail("tried again"))
-    again = FamilyGuard(library, tmp_path / "families.json", guard._catalogue)
-    assert [again.identify(library.get(name), ALL) for name in ("a", "b")] == first
+    first = [guard.finder.find(library.get(name), ALL) for name in ("a", "b")]
+    monkeypatch.setattr(family_finder, "tell_family", lambda weights: pytest.fail("tried again"))
+    again = FamilyFinder(library, tmp_path / "families.json", guard.finder.catalogue)
+    assert [again.find(library.get(name), ALL) for name in ("a", "b")] == first
     monkeypatch.undo()
     (folder / "b.safetensors").unlink()
     save_file(random_state(3), folder / "a.safetensors")
     os.utime(folder / "a.safetensors", (time.time() - 30,) * 2)
     library.refresh()
-    again.identify(library.get("a"), ALL)
+    again.find(library.get("a"), ALL)
     kept = json.loads((tmp_path / "families.json").read_text("utf-8"))["found"]
     assert not any("b.safetensors" in key for key in kept)
     assert sum("a.safetensors" in key for key in kept) == 2  # the old version of a file that is still there is harmless
@@ -186,8 +190,8 @@ def test_an_answer_is_kept_across_restarts_and_dropped_with_the_file(world, fold
 def test_a_damaged_cache_is_made_anew(world, tmp_path, content, caplog):
     (tmp_path / "families.json").write_bytes(content)
     library, guard = world({"a": random_state(1)}, known={"a": "sdxl"})
-    assert guard.identify(library.get("a"), ALL).family == "sdxl"
-    assert FamilyGuard(library, tmp_path / "families.json")._found
+    assert guard.finder.find(library.get("a"), ALL).family == "sdxl"
+    assert FamilyFinder(library, tmp_path / "families.json")._found
 
 
 def test_a_family_this_program_does_not_run_is_wrong_for_every_checkpoint(world):

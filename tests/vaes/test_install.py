@@ -15,6 +15,8 @@ from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetCon
 from sd_vae_kit.errors import ConsentError, DownloadError
 from sd_vae_kit.settings.sections import DownloadSettings
 from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
+from sd_vae_kit.vaes.family_finder import FamilyFinder
+from sd_vae_kit.vaes.finding import Finding
 from sd_vae_kit.vaes.gallery import compare, read_again, reveal_command, rows, used_by
 from sd_vae_kit.vaes.gallery_row import filtered
 from sd_vae_kit.vaes.install import Installer
@@ -145,16 +147,23 @@ def gallery(library, tmp_path, content):
     return library.entries, Catalogue([vae, *catalogue().entries])
 
 
+def remembered(known_vaes):
+    """What is known of a file's family by its hash or its header."""
+    return FamilyFinder(Library([], None), None, known_vaes).remembered
+
+
 def test_rows_say_what_where_from_and_who_uses_it(gallery):
     entries, known_vaes = gallery
     rules = [Rule("mine.vae.safetensors", family="sd1")]
-    found = {row.name: row for row in rows(entries, known_vaes, families={}, rules=rules, active="other.safetensors")}
+    listed = rows(entries, known_vaes, found=remembered(known_vaes), rules=rules, active="other.safetensors")
+    found = {row.name: row for row in listed}
     mine, other, broken = (found[name] for name in ("mine.vae.safetensors", "other.safetensors", "broken.safetensors"))
     assert mine.is_installed
     assert mine.origin == "Small (example.org/maker)"
     assert mine.precision == "needs fp32 or bf16 (or range shift), stored in fp32"
     assert mine.used_by == ("rule 1: family sd1",)
     assert (mine.family, mine.families) == ("SD 1.x / 2.x", ("sd1",))
+    assert (mine.known_by, other.known_by) == ("its hash is that of Small", "")
     assert (other.is_active, other.families, other.origin) == (True, ("sd1", "sdxl"), "")
     assert broken.problem
     assert "Small" not in found, "it is installed, under another name"
@@ -164,8 +173,9 @@ def test_rows_say_what_where_from_and_who_uses_it(gallery):
 
 def test_what_the_guard_found_out_is_shown(gallery):
     entries, known_vaes = gallery
-    found = {row.name: row for row in rows(entries, known_vaes, families={"other.safetensors": "sdxl"})}
+    found = {row.name: row for row in rows(entries, known_vaes, found=lambda entry: Finding("sdxl", "behaviour"))}
     assert found["other.safetensors"].family == "SDXL"
+    assert found["other.safetensors"].known_by == "tried on a small picture"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +191,8 @@ def test_what_the_guard_found_out_is_shown(gallery):
 )
 def test_the_list_can_be_filtered(gallery, query, family, shown, expected):
     entries, known_vaes = gallery
-    assert {row.name for row in filtered(rows(entries, known_vaes, families={}), query, family, shown)} == expected
+    listed = rows(entries, known_vaes, found=remembered(known_vaes))
+    assert {row.name for row in filtered(listed, query, family, shown)} == expected
 
 
 def test_verify_reads_the_file_and_says_what_it_is(gallery, tmp_path):

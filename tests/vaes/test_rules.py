@@ -12,6 +12,7 @@ from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetCon
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.errors import RulesError, VaeMismatchError, VaeNotFoundError
 from sd_vae_kit.vaes.choice import resolve
+from sd_vae_kit.vaes.family_finder import FamilyFinder
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.library import Library
@@ -305,7 +306,7 @@ def test_a_vae_of_another_family_is_warned_of_or_refused_as_set(tmp_path):
     own = library.load(library.get("demo_natural.safetensors"))
     module = AutoencoderKL(own.detection.config).requires_grad_(False)
     host = FakeHost(module, family="sdxl")
-    swapper = Swapper(host, library, guard=FamilyGuard(library, tmp_path / "families.json"))
+    swapper = Swapper(host, library, guard=FamilyGuard(FamilyFinder(library, tmp_path / "families.json")))
     host.set(sd_vae="demo_vivid.safetensors", vae_kit_guard_wrong_family="refuse")
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(VaeMismatchError, match=r"is a VAE for SD 1\.x / 2\.x .* the loaded model is SDXL.*install"):

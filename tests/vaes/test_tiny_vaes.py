@@ -8,7 +8,7 @@ from vae_files import kl_state, tiny_state, write
 
 from sd_vae_kit.core.networks.taesd import TinyConfig
 from sd_vae_kit.errors import VaeNotFoundError
-from sd_vae_kit.vaes.guard import FamilyGuard
+from sd_vae_kit.vaes.family_finder import FamilyFinder
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.tiny import TinyVaes, other_half
@@ -25,7 +25,7 @@ def made(tmp_path):
         folders = [Folder(tmp_path / name) for name in ("VAE-taesd", "VAE")]
         library = Library(folders, tmp_path / "library.json")
         library.refresh()
-        return library, TinyVaes([library], FamilyGuard(library, tmp_path / "families.json"))
+        return library, TinyVaes([library], FamilyFinder(library, tmp_path / "families.json"))
 
     (tmp_path / "VAE-taesd").mkdir()
     (tmp_path / "VAE").mkdir()

@@ -15,6 +15,8 @@ from safetensors.torch import load
 from vae_files import kl_config, kl_state, write
 
 from sd_vae_kit.settings.sections import TilingSettings
+from sd_vae_kit.vaes.family_finder import FamilyFinder
+from sd_vae_kit.vaes.inspection import Inspector, inspect
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.web.api import PREFIX, make_router
@@ -23,6 +25,7 @@ from sd_vae_kit.web.api import PREFIX, make_router
 class Backend:
     def __init__(self, library):
         self.library = library
+        self.inspector = Inspector(FamilyFinder(library, None))
         self.computed = 0
         self.tiling = TilingSettings()
 
@@ -90,6 +93,8 @@ def test_inspect(client, tmp_path):
     assert (facts["kind"], facts["layout"], facts["z_channels"], facts["dtype"]) == ("kl", "ldm", 16, "fp32")
     assert facts["sha256"] == hashlib.sha256((tmp_path / "VAE" / "sub" / "b.safetensors").read_bytes()).hexdigest()
     assert facts["parameters"]["total"] == facts["parameters"]["encoder"] + facts["parameters"]["decoder"]
+    assert (facts["family"], facts["family_known_by"], facts["known_as"]) == ("sd3|flux", "undecided", "")
+    assert facts["fingerprint"] == inspect(tmp_path / "VAE" / "sub" / "b.safetensors").fingerprint
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "nowhere", "..", "", "sub", "\0"])

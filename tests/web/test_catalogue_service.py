@@ -20,9 +20,10 @@ from sd_vae_kit.settings.sections import Settings, with_values
 from sd_vae_kit.state import file_hash
 from sd_vae_kit.vaes import gallery
 from sd_vae_kit.vaes.catalogue import Catalogue, catalogue
-from sd_vae_kit.vaes.guard import FamilyGuard
+from sd_vae_kit.vaes.family_finder import FamilyFinder
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint
+from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.rules import Rule, RulesFile, dump
@@ -95,8 +96,8 @@ def files(tmp_path, server, content):
         for part in ("encoder", "decoder")
     ]
     known = Catalogue([*tiny, small, *catalogue().entries])
-    guard = FamilyGuard(library, tmp_path / "families.json", known)
-    return KnownFiles(library, known, guard, History(tmp_path / "history.json"))
+    inspector = Inspector(FamilyFinder(library, tmp_path / "families.json", known))
+    return KnownFiles(inspector, History(tmp_path / "history.json"))
 
 
 @pytest.fixture

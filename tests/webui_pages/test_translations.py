@@ -14,8 +14,8 @@ from sd_vae_kit.ui.catalogue_list import CONSENT
 from sd_vae_kit.ui.catalogue_markup import HEADS
 from sd_vae_kit.ui.markup import words_of
 from sd_vae_kit.vaes.choice import resolve
+from sd_vae_kit.vaes.finding import Finding
 from sd_vae_kit.vaes.gallery_row import SHOWN
-from sd_vae_kit.vaes.guard import Finding
 from sd_vae_kit.vaes.host_protocol import Checkpoint
 from sd_vae_kit.vaes.rules import Rule
 from sd_vae_kit.wording import Sentence
@@ -24,7 +24,7 @@ LANGUAGES = sorted((ROOT / "localizations").glob("*.json"))
 FOUND = [
     Finding("sdxl", "hash", "SDXL VAE 1.0"),
     Finding("sdxl", "weights", "mine"),
-    Finding("sdxl", "file"),
+    Finding("sdxl", "metadata"),
     Finding("sdxl", "behaviour"),
     Finding("sdxl", "channels"),
     Finding("sd3|flux", "undecided"),
@@ -54,7 +54,7 @@ def sentences(host, monkeypatch):
         monkeypatch.setattr(host.guard, "_offers", lambda family, offers=offers: offers)
         yield host.guard._wrong(entry, finding, checkpoint).message
         yield host.guard._impossible(entry, checkpoint).message
-    monkeypatch.setattr(host.guard, "identify", lambda *args: Finding("sd1|sdxl", "undecided"))
+    monkeypatch.setattr(host.guard.finder, "find", lambda *args: Finding("sd1|sdxl", "undecided"))
     yield host.guard.check(entry, checkpoint, host.settings.guard).message
     view = type("View", (), {"settings": host.settings, "checkpoint": checkpoint, "forced_vae": None})()
     for rule in (Rule("plain"), Rule("None"), Rule("plain", family="sd1", runs=("hires", "picture"))):

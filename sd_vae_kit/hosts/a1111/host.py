@@ -47,6 +47,7 @@ from sd_vae_kit.vaes import history
 from sd_vae_kit.vaes.catalogue import KnownVae, with_own_entries
 from sd_vae_kit.vaes.choice import Decision
 from sd_vae_kit.vaes.entry import Entry
+from sd_vae_kit.vaes.family_finder import FamilyFinder
 from sd_vae_kit.vaes.guard import FamilyGuard
 from sd_vae_kit.vaes.history import History
 from sd_vae_kit.vaes.host_protocol import Checkpoint
@@ -107,7 +108,7 @@ class A1111Host(A1111Calls):
             self.known = with_own_entries(data_folder() / "catalogue.json")
         except VaeKitError as error:
             self.known_problem = str(error)
-        self.guard = FamilyGuard(library, data_folder() / "families.json", self.known)
+        self.guard = FamilyGuard(FamilyFinder(library, data_folder() / "families.json", self.known))
         self.calls.runner.needs = PrecisionFixesFile(data_folder() / precision.FILE_NAME)
         self.rules = RulesFile(data_folder() / FILE_NAME)
         self.history = History(data_folder() / history.FILE_NAME)
