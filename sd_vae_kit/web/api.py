@@ -12,17 +12,17 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from fastapi import APIRouter, HTTPException
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, HTTPException, Query
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from sd_vae_kit import __version__
 from sd_vae_kit.core.dtypes import wanted_dtype
 from sd_vae_kit.core.files.latent_file import NAME, LatentFile, check_latent
 from sd_vae_kit.core.halves import Half
@@ -32,14 +32,29 @@ from sd_vae_kit.core.vae import Vae, build, choose_format
 from sd_vae_kit.errors import LatentFileError, PictureError, StepAsideError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.pictures.picture_file import crop, open_picture, png_bytes, reflect_pad, to_image, to_pixels
 from sd_vae_kit.settings.sections import TilingSettings
-from sd_vae_kit.units import MIB
 from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.web.api_models import (
+    VAE_NAME,
+    ActiveVae,
+    Decoded,
+    DecodeRequest,
+    Dtype,
+    Encoded,
+    EncodeRequest,
+    Forgotten,
+    InspectedVae,
+    Problem,
+    VaeItem,
+    VaeList,
+)
 
 PREFIX = "/vae-kit/v1"
-MAX_BASE64 = 256 * MIB  # characters of one picture or latent
-Dtype = Literal["auto", "fp16", "bf16", "fp32"]
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    404: {"model": Problem, "description": "There is no VAE file of that name."},
+    422: {"model": Problem, "description": "The file or the request cannot be used. The answer says why."},
+}
 
 
 class ApiBackend(Protocol):
@@ -51,7 +66,7 @@ class ApiBackend(Protocol):
 
     @property
     def inspector(self) -> Inspector:
-        """What says what they are."""
+        """Says what they are."""
 
     @property
     def tiling(self) -> TilingSettings:
@@ -67,110 +82,6 @@ class ApiBackend(Protocol):
         """Hold while the API computes; gives the device."""
 
 
-class VaeItem(BaseModel):
-    """One file."""
-
-    name: str
-    family: str = Field("", description='"sd1", "sdxl", "sd3", "flux" ...; "sd1|sdxl" where undecided')
-    size: int = Field(0, description="bytes")
-    problem: str = Field("", description="why the file cannot be used; empty if it can")
-
-
-class VaeList(BaseModel):
-    """All files of the model folders."""
-
-    vaes: list[VaeItem]
-
-
-class InspectedVae(BaseModel):
-    """What one file is."""
-
-    name: str
-    layout: str = Field(description='names of the tensors: "ldm", "diffusers", "taesd" or "taesd-diffusers"')
-    kind: str = Field(description='"kl" for a KL autoencoder, "tiny" for a TAESD')
-    part: str = Field(description='halves it holds: "both", "encoder" or "decoder"')
-    family: str = Field(description='"sd1", "sdxl", "sd3", "flux" ...; "sd1|sdxl" where undecided, "" where none fits')
-    family_known_by: str = Field(
-        description='what told: "hash", "weights", "metadata", "checkpoint", "behaviour", "channels" or "undecided"'
-    )
-    known_as: str = Field(description='the known VAE whose hash or weights it has; "" if none')
-    z_channels: int
-    scale_factor: float
-    shift_factor: float
-    parameters: dict[str, int] = Field(description='how many weights: "encoder", "decoder", "total"')
-    dtype: str = Field(description='type of most weights, such as "fp16"')
-    sha256: str
-    fingerprint: str = Field(description="of the weights: the same in every layout, in half and in full precision")
-    warnings: list[str]
-
-
-class ActiveVae(BaseModel):
-    """Which VAE is active and why."""
-
-    version: str = __version__
-    host: str = ""
-    checkpoint: str = ""
-    vae: str = "None"
-    family: str = ""
-    reason: str = ""
-    sha256: str = ""
-    precision: str = ""
-    warnings: list[str] = []
-    last_encode: dict[str, Any] | None = Field(None, description="how the last picture was encoded")
-    last_decode: dict[str, Any] | None = Field(None, description="how the last picture was decoded")
-
-
-class EncodeRequest(BaseModel):
-    """A picture to encode."""
-
-    image: str = Field(..., description="base64 of a PNG, JPEG, WebP ... file", max_length=MAX_BASE64)
-    vae: str = Field(..., description="name in the list")
-    family: str | None = Field(None, description="latent space, where the file does not tell")
-    dtype: Dtype = "auto"
-    sample: bool = Field(False, description="draw from the posterior instead of taking its mean")
-    seed: int = 0
-
-
-class Run(BaseModel):
-    """How a network was run."""
-
-    plan: str = Field("whole", description='"whole", or in bands: "stream", "stream-lean", "stream-host"')
-    bands: int = Field(1, description="bands of the layer that was cut into most of them")
-
-
-class Encoded(Run):
-    """A latent."""
-
-    latent: str = Field(description="base64 of a safetensors file with the tensor `latent` and its metadata")
-    shape: list[int]
-    vae_sha256: str
-    warnings: list[str]
-
-
-class DecodeRequest(BaseModel):
-    """A latent to decode."""
-
-    latent: str = Field(..., description="base64 of a safetensors file as `encode` gives it", max_length=MAX_BASE64)
-    vae: str = Field(..., description="name in the list")
-    dtype: Dtype = "auto"
-
-
-class Forgotten(BaseModel):
-    """What was forgotten of what VAEs needed to stay finite in half precision."""
-
-    forgotten: int = Field(description="encoders and decoders about which something was known")
-
-
-class Decoded(Run):
-    """A picture."""
-
-    image: str = Field(description="base64 of a PNG")
-    height: int
-    width: int
-    vae_sha256: str
-    warnings: list[str]
-
-
 def make_router(backend: ApiBackend, dependencies: Sequence[Any] = ()) -> APIRouter:
     """All routes.
 
@@ -180,17 +91,47 @@ def make_router(backend: ApiBackend, dependencies: Sequence[Any] = ()) -> APIRou
     """
     api = Api(backend)
     router = APIRouter(prefix=PREFIX, dependencies=list(dependencies), tags=["VAE Kit"])
-    routes: list[tuple[str, str, Callable[..., BaseModel], type[BaseModel]]] = [
-        ("GET", "/list", api.list, VaeList),
-        ("GET", "/inspect", api.inspect, InspectedVae),
-        ("GET", "/status", api.status, ActiveVae),
-        ("POST", "/encode", api.encode, Encoded),
-        ("POST", "/decode", api.decode, Decoded),
-        ("POST", "/forget-precision", api.forget_precision, Forgotten),
-    ]
-    for method, path, endpoint, model in routes:
-        router.add_api_route(path, endpoint, methods=[method], response_model=model)
+    for route in _routes(api):
+        router.add_api_route(
+            route.path,
+            route.endpoint,
+            methods=[route.method],
+            response_model=route.answer,
+            summary=route.summary,
+            responses=REFUSALS if route.can_fail else None,
+        )
     return router
+
+
+@dataclass(frozen=True)
+class Route:
+    """One route.
+
+    Attributes:
+        method, path: "GET" or "POST", and the path below `PREFIX`.
+        endpoint: Answers a request; users read its docstring.
+        answer: What it gives.
+        summary: The route's title in the list that users see.
+        can_fail: Whether a request may name a file that is not there or ask for something that cannot be done.
+    """
+
+    method: str
+    path: str
+    endpoint: Callable[..., BaseModel]
+    answer: type[BaseModel]
+    summary: str
+    can_fail: bool = True
+
+
+def _routes(api: Api) -> tuple[Route, ...]:
+    return (
+        Route("GET", "/list", api.list, VaeList, "List VAE files", can_fail=False),
+        Route("GET", "/inspect", api.inspect, InspectedVae, "Inspect a VAE file"),
+        Route("GET", "/status", api.status, ActiveVae, "Say which VAE is active", can_fail=False),
+        Route("POST", "/encode", api.encode, Encoded, "Encode a picture"),
+        Route("POST", "/decode", api.decode, Decoded, "Decode a latent"),
+        Route("POST", "/forget-precision", api.forget_precision, Forgotten, "Forget fixes for half precision", False),
+    )
 
 
 class Api:
@@ -200,19 +141,22 @@ class Api:
         self._backend = backend
 
     def forget_precision(self) -> Forgotten:
-        """What VAEs needed to stay finite in half precision is found out anew."""
+        """Forget what VAEs needed to stay finite in half precision.
+
+        The next encode and decode of each VAE finds it out again.
+        """
         return Forgotten(forgotten=self._backend.forget_precision())
 
     def list(self) -> VaeList:
-        """All VAE files, those that cannot be used with the reason."""
+        """List all VAE files in the model folders. A file that cannot be used is listed with the reason."""
         return VaeList(vaes=[self._item(entry) for entry in self._backend.library.entries])
 
     def _item(self, entry: Entry) -> VaeItem:
         family = self._backend.inspector.finder.remembered(entry).family
         return VaeItem(name=entry.name, family=family, size=entry.size, problem=entry.reason)
 
-    def inspect(self, name: str) -> InspectedVae:
-        """What one file is."""
+    def inspect(self, name: str = Query(..., description=VAE_NAME)) -> InspectedVae:
+        """Read one VAE file and say what it contains. Nothing in the file is executed."""
         with answered():
             found = self._backend.inspector.inspect(self._backend.library.get(name))
             assert found.sha256 is not None
@@ -236,11 +180,15 @@ class Api:
             )
 
     def status(self) -> ActiveVae:
-        """Which VAE is active and why."""
+        """Say which VAE is active, why it was chosen, and how the last picture was encoded and decoded."""
         return ActiveVae(**self._backend.api_status())  # type: ignore[arg-type]
 
     def encode(self, request: EncodeRequest) -> Encoded:
-        """A picture to a latent as the sampler sees it; sides are extended to multiples of the VAE's cell."""
+        """Encode a picture to a latent, scaled as a sampler expects it.
+
+        Sides that are no multiple of the VAE's latent cell (8 pixels for most models) are extended by reflection. The
+        latent remembers the true size, and /decode crops to it.
+        """
         with answered():
             image = to_image(
                 open_picture(io.BytesIO(_bytes(request.image, PictureError("the picture is not base64."))))
@@ -263,7 +211,7 @@ class Api:
             )
 
     def decode(self, request: DecodeRequest) -> Decoded:
-        """A latent to a picture, cropped to the true size the latent remembers."""
+        """Decode a latent to a picture, cropped to the size that the latent remembers."""
         with answered():
             file = _latent_from(_bytes(request.latent, LatentFileError("the latent is not base64.")))
             entry = self._backend.library.get(request.vae)
@@ -282,7 +230,7 @@ class Api:
             )
 
     def _run_by_plan(self, vae: Vae) -> dict[str, Any]:
-        """Let the VAE run by a plan that fits into memory; the fields of `Run`, filled once it has run."""
+        """Let the VAE run by a plan that fits into memory; the fields of `NetworkRun`, filled once it has run."""
         done: dict[str, Any] = {}
         tiling, runner = self._backend.tiling, VaeRunner()
 

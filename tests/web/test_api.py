@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import io
+import re
 
 import numpy as np
 import pytest
@@ -201,3 +202,55 @@ def test_dependencies_guard_every_route(backend):
         assert client.get(PREFIX + path).status_code == 401
     for path in ("/encode", "/decode"):
         assert client.post(PREFIX + path, json={}).status_code == 401
+
+
+# --- what users read under /docs -------------------------------------------------------------------------------------
+
+
+def is_sentences(text):
+    """Whether a text is made of complete sentences: a capital letter or a quotation first, a full stop last."""
+    return bool(re.match(r'["A-Z]', text)) and text.endswith(".") and "  " not in text and "\n" not in text
+
+
+@pytest.fixture
+def schema(backend):
+    app = FastAPI()
+    app.include_router(make_router(backend))
+    return app.openapi()
+
+
+def test_every_route_is_explained_in_sentences(schema):
+    routes = [route for path in schema["paths"].values() for route in path.values()]
+    assert len(routes) == 6
+    for route in routes:
+        assert re.fullmatch(r"[A-Z][\w ]+", route["summary"])
+        assert all(is_sentences(" ".join(part.split())) for part in route["description"].split("\n\n"))
+        assert all(is_sentences(parameter["description"]) for parameter in route.get("parameters", []))
+        refusals = {code: answer for code, answer in route["responses"].items() if code != "200"}
+        assert all(is_sentences(answer["description"]) for answer in refusals.values())
+    assert {"404", "422"} <= schema["paths"][f"{PREFIX}/encode"]["post"]["responses"].keys()
+
+
+def test_every_model_and_field_is_explained_in_sentences(schema):
+    models = schema["components"]["schemas"]
+    assert {"VaeList", "ActiveVae", "InspectedVae", "EncodeRequest", "Encoded", "Decoded", "Forgotten"} <= models.keys()
+    for name, model in models.items():
+        if name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own
+            continue
+        assert is_sentences(model["description"]), name
+        for field, facts in model["properties"].items():
+            assert is_sentences(facts.get("description", "")), f"{name}.{field}"
+
+
+def test_lengths_say_their_unit(schema):
+    models = schema["components"]["schemas"]
+    told = {name: models[name]["properties"] for name in ("VaeItem", "Decoded", "ActiveVae")}
+    assert "bytes" in told["VaeItem"]["size"]["description"]
+    assert all("pixels" in told["Decoded"][side]["description"] for side in ("height", "width"))
+    assert all("MiB" in told["ActiveVae"][f"last_{what}"]["description"] for what in ("encode", "decode"))
+
+
+def test_a_text_that_is_no_sentence_is_found():
+    assert not is_sentences("bytes")
+    assert not is_sentences("The size in bytes")
+    assert is_sentences("The size in bytes.")
