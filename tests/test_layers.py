@@ -14,7 +14,7 @@ TORCH = {"torch", "safetensors"}
 HOST = {"modules", "modules_forge", "backend", "ldm_patched", "launch"}
 NEVER = {"ldm", "sgm"}  # the host's own copies differ from host to host; its modules are reached through sd_model
 
-BASE = {"errors", "units", "wording", "settings", "state"}
+BASE = {"errors", "version", "units", "wording", "settings", "state"}
 NUMBERS = {"core.networks", "core.graph", "core.plan"}  # of a network, of a run: no activations
 WORDS = {"errors", "units", "core.halves", "core.dtypes"}  # what every room of core may name
 CORE = WORDS | {"core.networks", "core.files", "core.graph", "core.plan", "core.engine", "core.run", "core"}
@@ -23,6 +23,7 @@ VAES = BASE | CORE | {"vaes", "download", "pictures"}
 # room: (own rooms below it, third-party packages); "core" is the files of core/ that lie in none of its rooms
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
+    "version": (set(), set()),
     "units": (set(), set()),
     "wording": (set(), set()),
     "state": ({"errors"}, set()),
@@ -51,7 +52,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         TORCH | {"gradio", "platformdirs", "PIL", "numpy"},
     ),
     "cli": (VAES | {"standalone.demo"}, TORCH | {"PIL", "numpy", "tqdm", "platformdirs"}),
-    "__init__": (set(), set()),
+    "public": ({"core", "core.run", "vaes"}, set()),
+    "__init__": ({"errors", "version", "public"}, set()),
     "__main__": ({"errors", "cli", "standalone"}, set()),
 }
 IMPORTERS = {"import_module", "__import__", "find_spec"}
@@ -115,7 +117,7 @@ def is_allowed(name: str, layer: str) -> bool:
     if name == COMPUTED:
         return bool(third_party & HOST)
     if top == PACKAGE:
-        return (room_of(rest) if rest else layer) in own | {layer, "__version__"}
+        return (room_of(rest) if rest else layer) in own | {layer}
     return top in third_party or (top in sys.stdlib_module_names and top not in NEVER)
 
 
@@ -228,7 +230,7 @@ def test_a_forbidden_import_is_found(layer, source):
             "core",
             "import torch\nfrom sd_vae_kit.core.networks import taesd\nfrom sd_vae_kit.errors import NanError",
         ),
-        ("core", "import sd_vae_kit.errors\nfrom sd_vae_kit import __version__"),
+        ("core", "import sd_vae_kit.errors\nfrom sd_vae_kit.version import __version__"),
         ("hosts", "from importlib.util import find_spec\nfind_spec('modules_forge')\nfrom modules import shared"),
         ("vaes", "import importlib.resources\nimportlib.resources.files('sd_vae_kit.standalone.demo')"),
         ("vaes", "'''The host keeps it in modules.shared.'''"),

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn
 
-from sd_vae_kit import __version__
+from sd_vae_kit.version import __version__
 
 PROGRAM = "python -m sd_vae_kit"
 DTYPES = ("auto", "fp16", "bf16", "fp32")

@@ -14,9 +14,9 @@ from urllib.parse import urljoin, urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 
-from sd_vae_kit import __version__
 from sd_vae_kit.errors import DownloadError, RefusedAddressError
 from sd_vae_kit.settings.sections import DownloadSettings
+from sd_vae_kit.version import __version__
 
 AGENT = f"sd-webui-vae-kit/{__version__}"
 # Connection: a server may close a kept connection at the moment it is used again

@@ -12,7 +12,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sd_vae_kit import __version__
 from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.preview_worker import Previews
 from sd_vae_kit.core.vae import Vae
@@ -26,6 +25,7 @@ from sd_vae_kit.standalone.demo_model import NAME, DemoModel, fitted
 from sd_vae_kit.standalone.job import AS_SET, RESIZE_MODES, SEED_LIMIT, Img2Img, Txt2Img
 from sd_vae_kit.standalone.sampling import Denoise, karras_sigmas, sample_euler, sigmas_for_denoising, starting_noise
 from sd_vae_kit.vaes.rules import Run
+from sd_vae_kit.version import __version__
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from sd_vae_kit.vaes.finding import FINDINGS, Finding, still_there
 from sd_vae_kit.vaes.known_weights import KnownWeights, shipped_weights
 from sd_vae_kit.vaes.library import Library
 
+EVERY_WAY = GuardSettings()
 SETTLED_NS = 2_000_000_000  # a file that changed less than this before it was looked at may have changed again unseen
 
 
@@ -41,7 +42,7 @@ class FamilyFinder:
         self.catalogue = known or catalogue()
         self._found = JsonStore(cache_file, FINDINGS)
 
-    def find(self, entry: Entry, ways: GuardSettings, weights: VaeWeights | None = None) -> Finding:
+    def find(self, entry: Entry, ways: GuardSettings = EVERY_WAY, weights: VaeWeights | None = None) -> Finding:
         """Whose VAE it is; from the cache if the file is what it was and the same ways are allowed.
 
         Args:

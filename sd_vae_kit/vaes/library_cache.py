@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from sd_vae_kit import __version__
 from sd_vae_kit.core.files.detection import FamilyKnownBy, Kind, LayoutName
 from sd_vae_kit.core.halves import Part
 from sd_vae_kit.errors import VaeNotFoundError
 from sd_vae_kit.state.json_store import JsonFormat, JsonStore
+from sd_vae_kit.version import __version__
 
 State = Literal["ok", "broken", "unsupported", "unsafe"]
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from sd_vae_kit import __version__
 from sd_vae_kit.units import MIB
+from sd_vae_kit.version import __version__
 
 MAX_BASE64 = 256 * MIB  # characters of one picture or latent
 Dtype = Literal["auto", "fp16", "bf16", "fp32"]
