@@ -1,7 +1,7 @@
 """VAE Kit: everything between pixels and latents for Stable Diffusion web UIs.
 
 For scripts: `load_vae`, `inspect`, the classes `Vae`, `Inspection` and `RunReport`, the module `errors`;
-docs/python-api.md shows them in use.  They are imported when they are first asked for, so that `import sd_vae_kit` itself
+docs/python-api.md shows them in use.  They are imported when they are first asked for: `import sd_vae_kit` alone
 imports no torch.
 """
 
