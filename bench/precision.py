@@ -24,7 +24,10 @@ from sd_vae_kit.core.graph.from_module import decoder_graph
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig, ResnetBlock
 from sd_vae_kit.core.plan.plan import Plan
 from sd_vae_kit.core.plan.planner import stream_plan, whole_plan
-from sd_vae_kit.core.run.precision import Guarded, Policy, run_guarded
+from sd_vae_kit.core.run.precision import run_guarded
+from sd_vae_kit.core.run.precision_policy import PrecisionPolicy
+from sd_vae_kit.core.run.report import RunResult
+from sd_vae_kit.core.run.request import RunRequest
 
 FIRST_LIMIT, NEXT_LIMIT, PEAK_LIMIT = 1.3, 1.05, 1.1  # times plain half precision
 SMALL = NetConfig(ch=64, ch_mult=(1, 2, 4, 4), num_res_blocks=1)
@@ -56,9 +59,9 @@ def overflowing(vae: AutoencoderKL, exponent: int) -> AutoencoderKL:
 
 
 def guarded(
-    vae: nn.Module, z: Tensor, plan: Plan, needs: PrecisionFixes | None = None, mode: Policy | None = None
-) -> Guarded:
-    return run_guarded(decoder_graph(vae), z, plan, needs=needs, policy=mode or Policy())
+    vae: nn.Module, z: Tensor, plan: Plan, fixes: PrecisionFixes | None = None, policy: PrecisionPolicy | None = None
+) -> RunResult:
+    return run_guarded(decoder_graph(vae), z, plan, RunRequest(policy=policy or PrecisionPolicy()), fixes)
 
 
 def a1111(vae: AutoencoderKL, z: Tensor) -> Tensor:
@@ -97,9 +100,9 @@ def counted(pixels: int) -> None:
     z = torch.randn(1, 4, pixels // 8, pixels // 8, generator=torch.Generator().manual_seed(0)).half()
     for plan in (whole_plan(z.device, z.dtype), stream_plan(z.device, z.dtype, 1 * MB)):
         first = guarded(large, z, plan)
-        following = guarded(large, z, plan, first.needs)
+        following = guarded(large, z, plan, first.fixes)
         steps = first.report.steps
-        print(f"{plan.kind}: {steps} steps; {first.report.sentence}")
+        print(f"{plan.kind}: {steps} steps; {first.report.precision}")
         print(f"  first picture: {first.report.steps_recomputed:.2f} steps computed again")
         print(f"  next pictures: {following.report.steps_recomputed:.2f}")
         print(f"  A1111's way: {steps} steps computed again, in fp32, for each picture until it is started again")
@@ -111,9 +114,9 @@ def timed(pixels: int, repeats: int) -> None:
     sound, large = copy.deepcopy(vae).half().cuda(), overflowing(vae, 17).half().cuda()
     z = torch.randn(1, 4, pixels // 8, pixels // 8, generator=torch.Generator().manual_seed(0)).half().cuda()
     plan = whole_plan(z.device, z.dtype)
-    known = guarded(large, z, plan).needs
+    known = guarded(large, z, plan).fixes
     works: dict[str, Callable[[], object]] = {
-        "plain fp16 (sound VAE)": lambda: guarded(sound, z, plan, mode=Policy("never")),
+        "plain fp16 (sound VAE)": lambda: guarded(sound, z, plan, policy=PrecisionPolicy("never")),
         "guarded, nothing overflows": lambda: guarded(sound, z, plan),
         "first rescued picture": lambda: guarded(large, z, plan),
         "next rescued pictures": lambda: guarded(large, z, plan, known),

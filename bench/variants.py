@@ -79,7 +79,7 @@ def plan_for(kind: str, graph: LayerGraph, shape: Sequence[int], dtype: torch.dt
     """The plan of this name as it is chosen for a user's picture."""
     if kind == "stream-lean":
         return planner.lean_plan(graph, shape, CPU, dtype)
-    return next(plan for plan in planner.ladder(graph, shape, dtype, CPU, 0) if plan.kind == kind)
+    return next(plan for plan in planner.candidate_plans(graph, shape, dtype, CPU, 0) if plan.kind == kind)
 
 
 def arithmetic(part: str, pixels: int) -> float:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from vae_files import amplify_stream, scale
 from vae_zoo import picture, small_vae
 
-from sd_vae_kit.core.engine.stream import Plan, RunStats, run_streamed
+from sd_vae_kit.core.engine.stream import Plan, run_streamed
 from sd_vae_kit.core.graph.from_module import decoder_graph, encoder_graph
 from sd_vae_kit.core.networks.autoencoder import NetConfig
 from sd_vae_kit.core.run.precision import run_guarded
+from sd_vae_kit.core.run.request import RunRequest
 
 CPU = torch.device("cpu")
 HALF_MAX = 65504.0
@@ -175,7 +176,7 @@ def rms(x: Tensor) -> float:
     return float(x.double().square().mean().sqrt())
 
 
-def plan(dtype=HALF, *, band_bytes=6000, stored=None):
+def narrow_plan(dtype=HALF, *, band_bytes=6000, stored=None):
     return Plan("stream", CPU, dtype, stored, band_bytes)
 
 
@@ -184,16 +185,22 @@ def case(place: str, part: str, where: str, seed: int = 0) -> Case:
     return CASES[place](part, where, seed)
 
 
-def rescued(found: Case, needs=None, **options):
-    """The overflowing VAE under the guard, in narrow bands, and what was counted."""
-    stats = options.pop("stats", None) or RunStats()
-    done = run_guarded(found.graph(), found.x.half(), options.pop("plan", plan()), needs=needs, stats=stats, **options)
-    return done, stats
+def rescued(found: Case, fixes=None, plan=None, **options):
+    """The overflowing VAE under the guard, in narrow bands, and how many bands were computed in the end."""
+    bands, on_step = [0], options.pop("on_step", lambda done, total: True)
+
+    def count(done, total):
+        bands[0] = done
+        return on_step(done, total)
+
+    request = RunRequest(on_step=count, **options)
+    done = run_guarded(found.graph(), found.x.half(), plan or narrow_plan(), request, fixes)
+    return done, bands[0]
 
 
 def check(found: Case, done, factor=1.3) -> None:
     """Finite, and about as exact as the twin's half precision through the same engine."""
     reference = found.forward("twin", FULL)
-    assert bool(torch.isfinite(done.result).all())
+    assert bool(torch.isfinite(done.tensor).all())
     plain = rms(found.forward("twin", HALF).float() - reference)
-    assert rms(done.result.float() - reference) <= factor * plain
+    assert rms(done.tensor.float() - reference) <= factor * plain

@@ -9,9 +9,10 @@ import numpy as np
 
 from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.contact_sheet import RoundTrip, draw_sheet
-from sd_vae_kit.cli.network_run import run_network
+from sd_vae_kit.cli.network_run import request_of, run_network
 from sd_vae_kit.cli.targets import check_target
-from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_library, ready
+from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_fixes, open_library, ready
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import OptionError
 from sd_vae_kit.pictures.picture_file import (
@@ -25,7 +26,6 @@ from sd_vae_kit.pictures.picture_file import (
     to_image,
     to_pixels,
 )
-from sd_vae_kit.settings.sections import TilingSettings
 from sd_vae_kit.vaes.library import Library
 
 
@@ -51,12 +51,14 @@ def run(options: argparse.Namespace) -> CommandResult:
 def _round_trip(
     picture: Picture, library: Library, name: str, options: argparse.Namespace
 ) -> tuple[Pixels, dict[str, object]]:
-    chosen = choose(library, name, quiet=options.json)
+    request, chosen = request_of(options), choose(library, name, quiet=options.json)
     encoder, decoder = _halves(chosen, library, options)
     image, size = reflect_pad(to_image(picture), encoder.latent_format.downscale)
-    latent, encoding = run_network(lambda: encoder.encode(image), encoder, chosen, TilingSettings(), quiet=options.json)
+    latent, encoding = run_network(
+        lambda request: encoder.encode(image, request=request), encoder, "encoder", request, quiet=options.json
+    )
     restored, decoding = run_network(
-        lambda: decoder.decode(latent), decoder, chosen, TilingSettings(), quiet=options.json
+        lambda request: decoder.decode(latent, request=request), decoder, "decoder", request, quiet=options.json
     )
     facts: dict[str, object] = {
         "family": chosen.family,
@@ -64,15 +66,15 @@ def _round_trip(
         "seconds_encode": encoding.seconds,
         "seconds_decode": decoding.seconds,
         "vae_sha256": chosen.sha256,
-        "warnings": encoding.warnings,
+        "warnings": [*encoder.warnings, *dict.fromkeys((*encoding.warnings, *decoding.warnings))],
     }
     return to_pixels(crop(restored, size))[0], facts
 
 
 def _halves(chosen: Chosen, library: Library, options: argparse.Namespace) -> tuple[Vae, Vae]:
     """Encoder and decoder: of one file, or of a TAESD's two, `..._encoder...` and `..._decoder...` side by side."""
-    device = best_device()
-    vae = ready(chosen, family=None, dtype=options.dtype, device=device)
+    device, runner = best_device(), Runner(open_fixes(options))
+    vae = ready(chosen, family=None, dtype=options.dtype, device=device, runner=runner)
     if vae.part == "both":
         return vae, vae
     missing = "decoder" if vae.part == "encoder" else "encoder"
@@ -82,7 +84,8 @@ def _halves(chosen: Chosen, library: Library, options: argparse.Namespace) -> tu
             f"{chosen.entry.name} holds only a {vae.part}; put the {missing} beside it "
             f"(the same name with {missing!r} instead of {vae.part!r}), or choose a VAE with both."
         )
-    second = ready(choose(library, str(other), quiet=options.json), family=None, dtype=options.dtype, device=device)
+    beside = choose(library, str(other), quiet=options.json)
+    second = ready(beside, family=None, dtype=options.dtype, device=device, runner=runner)
     return (vae, second) if vae.part == "encoder" else (second, vae)
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sd_vae_kit.cli.command_result import CommandResult
-from sd_vae_kit.cli.network_run import Report, run_network, tiling_of
+from sd_vae_kit.cli.network_run import json_of, request_of, run_network
 from sd_vae_kit.cli.targets import check_safetensors_target, check_target
-from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_library, open_needs, ready
+from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_fixes, open_library, ready
 from sd_vae_kit.core.files.family_of_header import fitting_families
 from sd_vae_kit.core.files.latent_file import LatentFile, read_latent, write_latent
 from sd_vae_kit.core.networks.latent_format import FORMATS, family_label, split_family
+from sd_vae_kit.core.run.report import RunReport
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import LatentFileError, OptionError
 from sd_vae_kit.pictures.infotext import build
@@ -31,7 +33,7 @@ from sd_vae_kit.pictures.picture_file import (
 
 def run_encode(options: argparse.Namespace) -> CommandResult:
     """Picture -> latent file: the posterior's mean, or with --sample a draw from it."""
-    tiling = tiling_of(options)
+    request = request_of(options)
     if options.sample != (options.seed is not None):
         raise OptionError("--sample and --seed N belong together: a draw that cannot be repeated is of no use.")
     target = check_safetensors_target(options.output, options.image, options.vae)
@@ -39,20 +41,22 @@ def run_encode(options: argparse.Namespace) -> CommandResult:
     chosen = choose(open_library(options), options.vae, quiet=options.json)
     if options.sample and chosen.weights.detection.kind == "tiny":
         raise OptionError(f"{chosen.entry.name} is a TAESD: it has no posterior to draw from; leave out --sample.")
-    vae = ready(chosen, family=options.family, dtype=options.dtype, device=best_device())
+    runner = Runner(open_fixes(options))
+    vae = ready(chosen, family=options.family, dtype=options.dtype, device=best_device(), runner=runner)
     image, size = reflect_pad(to_image(picture), vae.latent_format.downscale)
     generator = torch.Generator().manual_seed(options.seed) if options.sample else None
     latent, report = run_network(
-        lambda: vae.encode(image, generator=generator), vae, chosen, tiling, open_needs(options), quiet=options.json
-    )
+        lambda request: vae.encode(image, generator=generator, request=request),
+        vae, "encoder", request, quiet=options.json,
+    )  # fmt: skip
     write_latent(target, LatentFile.of(latent, vae.latent_format, size, chosen.sha256))
     done = f"{options.output}: latent {tuple(latent.shape)} of {vae.latent_format.label}"
-    return _outcome(report, done)
+    return _outcome(report, done, chosen, [*vae.warnings, *report.warnings])
 
 
 def run_decode(options: argparse.Namespace) -> CommandResult:
     """Latent file -> picture, cropped to its true size; what the file says about its scale counts."""
-    tiling = tiling_of(options)
+    request = request_of(options)
     target = check_target(options.output, options.latent, options.vae)
     kind_by_name(target)
     file = read_latent(options.latent)
@@ -61,13 +65,14 @@ def run_decode(options: argparse.Namespace) -> CommandResult:
     chosen = choose(open_library(options), options.vae, quiet=options.json)
     vae, warnings = _vae_for(file, chosen, options)
     image, report = run_network(
-        lambda: vae.decode(file.latent), vae, chosen, tiling, open_needs(options), quiet=options.json
+        lambda request: vae.decode(file.latent, request=request), vae, "decoder", request, quiet=options.json
     )
     pixels = to_pixels(crop(image, _true_size(file, image, vae, options.latent)))[0]
     size = f"{pixels.shape[1]}x{pixels.shape[0]}"  # A1111 writes width first
     fields = {"Size": size, "VAE hash": chosen.sha256[:10], "VAE": chosen.entry.name}
     save_picture(target, pixels, build("", "", fields))
-    return _outcome(replace(report, warnings=[*report.warnings, *warnings]), f"{options.output}: {size} pixels")
+    told = [*vae.warnings, *report.warnings, *warnings]
+    return _outcome(report, f"{options.output}: {size} pixels", chosen, told)
 
 
 def _vae_for(file: LatentFile, chosen: Chosen, options: argparse.Namespace) -> tuple[Vae, list[str]]:
@@ -81,9 +86,9 @@ def _vae_for(file: LatentFile, chosen: Chosen, options: argparse.Namespace) -> t
     own = split_family(chosen.family)
     detection = chosen.weights.detection
     fits = file.family in fitting_families(detection.z_channels, detection.downscale)
-    vae = ready(
-        chosen, family=options.family or (file.family if fits else None), dtype=options.dtype, device=best_device()
-    )
+    family = options.family or (file.family if fits else None)
+    runner = Runner(open_fixes(options))
+    vae = ready(chosen, family=family, dtype=options.dtype, device=best_device(), runner=runner)
     warnings = []
     if fits and own and file.family not in own:
         warnings.append(
@@ -116,8 +121,8 @@ def _true_size(file: LatentFile, image: Tensor, vae: Vae, name: str) -> tuple[in
     return file.size
 
 
-def _outcome(report: Report, done: str) -> CommandResult:
+def _outcome(report: RunReport, done: str, chosen: Chosen, warnings: list[str]) -> CommandResult:
     memory = "" if report.peak_mb is None else f", {report.peak_mb:.0f} MiB"
     how = "" if report.plan == "whole" else f", {report.plan} in {report.bands} bands"
     line = f"{done}, {report.dtype}, {report.seconds:.2f} s{memory}{how}"
-    return CommandResult(asdict(report), [line], report.warnings)
+    return CommandResult(json_of(report, chosen.sha256, warnings), [line], warnings)

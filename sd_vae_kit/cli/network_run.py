@@ -1,4 +1,4 @@
-"""Running a VAE's network for a command: by a plan that fits into memory, with progress and a report."""
+"""Running a VAE's network for a command: what the options ask for, progress, and the `--json` object."""
 
 from __future__ import annotations
 
@@ -6,55 +6,32 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from sd_vae_kit.cli.measurement import Measured, measure
-from sd_vae_kit.cli.vae_choice import Chosen
 from sd_vae_kit.core.dtypes import dtype_word
 from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.plan.plan import OnStep
 from sd_vae_kit.core.run.oom_retry import is_out_of_memory
-from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
-from sd_vae_kit.core.run.precision_policy import Precision
-from sd_vae_kit.core.run.runner import RunReport, VaeRunner
+from sd_vae_kit.core.run.precision_policy import PrecisionPolicy
+from sd_vae_kit.core.run.report import RunReport
+from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.core.vae import Vae
-from sd_vae_kit.errors import NanError, NoMemoryError, OptionError, StepAsideError
+from sd_vae_kit.errors import NanError, NoMemoryError, OptionError
 from sd_vae_kit.settings.sections import BUDGET_MAX_MB, TILING_MODES, TilingSettings
 
 SECONDS_WITHOUT_PROGRESS = 1.0
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was run, the `--json` object of `encode` and `decode`.
+def request_of(options: argparse.Namespace) -> RunRequest:
+    """What `--tiling`, `--memory-mb`, `--precision` and `--prefer-bf16` ask for.
 
-    Attributes:
-        plan: "whole", or one that works in bands: "stream", "stream-lean", "stream-host".
-        bands: Bands of the layer that was cut into most of them, 1 for a whole picture.
-        predicted_mb: Activations as planned, MiB; `None` where the network is not one that can be planned.
-        peak_mb: As measured, MiB; `None` where it cannot be (see measurement.py).
-        dtype: What was computed in.
-        steps: Layers of the network, a convolution or an attention each; `None` as for `predicted_mb`.
-        steps_shifted, steps_fp32: Layers that were run with a range shift, or again in fp32.
-        seconds: Of the network alone, without reading and writing files.
-        vae_sha256: Of the VAE file.
-        warnings: Sentences for the user.
+    Raises:
+        OptionError: A budget that means nothing, or options that contradict each other.
     """
-
-    plan: str
-    bands: int
-    predicted_mb: float | None
-    peak_mb: float | None
-    dtype: str
-    steps: int | None
-    steps_shifted: int
-    steps_fp32: int
-    seconds: float
-    vae_sha256: str
-    warnings: list[str]
+    return RunRequest(tiling_of(options), policy_of(options))
 
 
 def tiling_of(options: argparse.Namespace) -> TilingSettings:
@@ -72,20 +49,27 @@ def tiling_of(options: argparse.Namespace) -> TilingSettings:
     return TilingSettings(enabled=options.tiling != "off", mode=mode, memory_mb=int(budget or 0))
 
 
+def policy_of(options: argparse.Namespace) -> PrecisionPolicy:
+    """What `--precision` and `--prefer-bf16` ask for.
+
+    Raises:
+        OptionError: They contradict each other.
+    """
+    if options.prefer_bf16 and options.precision != "auto":
+        raise OptionError(
+            f"--prefer-bf16 means nothing with --precision {options.precision}, which repairs nothing; leave one out."
+        )
+    return PrecisionPolicy(options.precision, options.prefer_bf16)
+
+
 def run_network(
-    work: Callable[[], Tensor],
-    vae: Vae,
-    chosen: Chosen,
-    tiling: TilingSettings,
-    needs: PrecisionFixesFile | None = None,
-    *,
-    quiet: bool = False,
-) -> tuple[Tensor, Report]:
+    work: Callable[[RunRequest], Tensor], vae: Vae, half: Half, request: RunRequest, *, quiet: bool = False
+) -> tuple[Tensor, RunReport]:
     """Do `work`, which encodes or decodes once with `vae`.
 
     Args:
-        tiling: How.
-        needs: What VAEs needed to stay finite in half precision, and where that is kept.
+        half: The one that the work runs.
+        request: How; progress and a measurement of the memory are added.
         quiet: Show no progress.
 
     Raises:
@@ -93,66 +77,33 @@ def run_network(
         NanError: The result is not finite.
         NoMemoryError: There is not enough memory.
     """
-    parameter = next(vae.module.parameters())
-    runner, warnings = VaeRunner(needs), list(vae.warnings)
+    dtype = dtype_word(next(vae.module.parameters()).dtype)
     try:
         with _progress(quiet) as on_step:
-            vae.network = _network(vae, runner, tiling, on_step)
-            try:
-                result, cost = measure(work, parameter.device)
-            except StepAsideError as error:
-                warnings.append(f"run whole by its own forward: {error}")
-                vae.network = None
-                result, cost = measure(work, parameter.device)
+            result = work(replace(request, on_step=on_step, measures_peak=True))
     except RuntimeError as error:
-        raise _explained(error, dtype_word(parameter.dtype)) from error
-    finally:
-        vae.network = None
-    done, dtype = runner.mine, dtype_word(parameter.dtype)
-    if not bool(torch.isfinite(result).all()):
+        raise _explained(error, dtype) from error
+    if request.policy.mode != "never" and not bool(torch.isfinite(result).all()):
         remedy = "use --dtype fp32" if dtype != "fp32" else "the VAE cannot process this input, or is damaged"
         raise NanError(f"{vae.label} in {dtype} gave values that are not finite; nothing was written: {remedy}.")
-    told = [*warnings, *(_warnings_of(done) if done else ())]
-    return result, _report(done, dtype, cost, chosen.sha256, told)
+    return result, vae.reports[half]
 
 
-def _report(done: RunReport | None, dtype: str, cost: Measured, vae_sha256: str, warnings: list[str]) -> Report:
-    """Of a run by a plan, or by the network's own forward."""
-    return Report(
-        plan=done.plan if done else "whole",
-        bands=done.bands if done else 1,
-        predicted_mb=done.predicted_mb if done else None,
-        peak_mb=cost.peak_mb,
-        dtype=done.dtype if done else dtype,
-        steps=done.steps if done else None,
-        steps_shifted=done.steps_shifted if done else 0,
-        steps_fp32=done.steps_fp32 if done else 0,
-        seconds=cost.seconds,
-        vae_sha256=vae_sha256,
-        warnings=warnings,
-    )
-
-
-def _network(vae: Vae, runner: VaeRunner, tiling: TilingSettings, on_step: OnStep) -> Callable[[Half, Tensor], Tensor]:
-    def network(half: Half, x: Tensor) -> Tensor:
-        return runner.run(
-            vae.module, half, x, dtype=x.dtype, device=x.device, tiling=tiling, on_step=on_step,
-            precision=Precision(label=vae.label),
-        )  # fmt: skip
-
-    return network
-
-
-def _warnings_of(done: RunReport) -> Iterator[str]:
-    if done.precision:
-        yield f"{done.precision}."
-    if not done.fits and done.budget_mb is not None:
-        yield (
-            f"nothing fits into {done.budget_mb} MiB: the smallest plan was run ({done.plan}, about "
-            f"{done.predicted_mb} MiB)"
-        )
-    if done.rescue:
-        yield done.rescue
+def json_of(report: RunReport, vae_sha256: str, warnings: list[str]) -> dict[str, object]:
+    """The `--json` object of `encode` and `decode`; its keys are an interface."""
+    return {
+        "plan": report.plan,
+        "bands": report.bands,
+        "predicted_mb": report.predicted_mb,
+        "peak_mb": report.peak_mb,
+        "dtype": report.dtype,
+        "steps": report.steps,
+        "steps_shifted": report.steps_shifted,
+        "steps_fp32": report.steps_fp32,
+        "seconds": report.seconds,
+        "vae_sha256": vae_sha256,
+        "warnings": warnings,
+    }
 
 
 @contextmanager

@@ -108,6 +108,8 @@ def _add_compare(add: AddParser) -> None:
     parser.add_argument("--vae", action="append", required=True, metavar="FILE", help="by path or name; once per VAE")
     _add_output(parser, "SHEET.png")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    _add_tiling(parser)
+    _add_precision(parser)
     _add_common(parser)
 
 
@@ -127,6 +129,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", metavar="F", help="latent space where the file does not tell: sd1, sdxl, sd3, flux")
     _add_tiling(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: fp32 on a CPU, the file's own on a GPU")
+    _add_precision(parser)
 
 
 def _add_plan(add: AddParser) -> None:
@@ -149,6 +152,21 @@ def _add_tiling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory-mb", type=float, metavar="N", help="MiB that activations may take; default: what is free"
+    )
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "never"),
+        default="auto",
+        help="where half precision overflows: auto computes only what overflowed again, shifted or in fp32, fp32 "
+        "computes everything in fp32 from the start, never looks at nothing, and the result may be black",
+    )
+    parser.add_argument(
+        "--prefer-bf16",
+        action="store_true",
+        help="with --precision auto: run the whole encode or decode in bf16 instead, which is less exact",
     )
 
 

@@ -12,7 +12,7 @@ from sd_vae_kit.cli.network_run import tiling_of
 from sd_vae_kit.cli.vae_choice import best_device, open_library, read
 from sd_vae_kit.core.dtypes import dtype_word, wanted_dtype
 from sd_vae_kit.core.halves import Half
-from sd_vae_kit.core.run.runner import graph_of, most_bands, planned
+from sd_vae_kit.core.run.planning import graph_of, most_bands, planned
 from sd_vae_kit.core.run.sentence import sentence, stepped_aside
 from sd_vae_kit.core.vae import build, compute_dtype
 from sd_vae_kit.errors import OptionError, StepAsideError
@@ -52,22 +52,22 @@ def _facts(
     """One half's prediction.  A network that cannot be planned has no numbers, and says why."""
     try:
         graph = graph_of(module, part)
-        plan, report = planned(graph, shape, dtype, device, tiling)
+        choice = planned(graph, shape, dtype, device, tiling)
     except StepAsideError as error:
         said = str(stepped_aside(str(error)))
         return {"plan": "whole", "bands": 1, "predicted_mb": None, "sentence": said, "warnings": [said]}
     warnings = []
-    if not report.fits and tiling.enabled:
-        warnings.append(f"nothing fits into {report.budget_mb} MiB; the smallest plan would be run")
+    if not choice.fits and tiling.enabled:
+        warnings.append(f"nothing fits into {choice.budget_mb} MiB; the smallest plan would be run")
     return {
-        "plan": report.kind,
-        "bands": most_bands(graph, plan, shape),
-        "predicted_mb": report.predicted_mb,
-        "whole_mb": report.whole_mb,
-        "free_mb": report.free_mb,
-        "budget_mb": report.budget_mb,
-        "fits": report.fits,
-        "reason": report.reason,
-        "sentence": str(sentence(size, report, tiling)),
+        "plan": choice.kind,
+        "bands": most_bands(graph, choice.plan, shape),
+        "predicted_mb": choice.predicted_mb,
+        "whole_mb": choice.whole_mb,
+        "free_mb": choice.free_mb,
+        "budget_mb": choice.budget_mb,
+        "fits": choice.fits,
+        "reason": choice.reason,
+        "sentence": str(sentence(size, choice, tiling)),
         "warnings": warnings,
     }

@@ -13,6 +13,7 @@ import torch
 from sd_vae_kit.core.dtypes import wanted_dtype
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
 from sd_vae_kit.core.run.precision_policy import FILE_NAME
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae, VaeWeights, make_vae
 from sd_vae_kit.errors import OptionError, VaeNotFoundError
 from sd_vae_kit.standalone import demo
@@ -57,7 +58,7 @@ def open_library(options: argparse.Namespace) -> Library:
     return Library([Folder(folder) for folder in folders], data / "cache" / "library.json")
 
 
-def open_needs(options: argparse.Namespace) -> PrecisionFixesFile:
+def open_fixes(options: argparse.Namespace) -> PrecisionFixesFile:
     """What VAEs needed to stay finite in half precision, kept beside the hashes."""
     return PrecisionFixesFile(_data_folder(options) / "cache" / FILE_NAME)
 
@@ -90,7 +91,7 @@ def choose(library: Library, name: str, *, quiet: bool) -> Chosen:
     return Chosen(entry, weights, sha256, known.family if known and is_decided else weights.detection.family)
 
 
-def ready(chosen: Chosen, *, family: str | None, dtype: str, device: torch.device) -> Vae:
+def ready(chosen: Chosen, *, family: str | None, dtype: str, device: torch.device, runner: Runner) -> Vae:
     """Build the module on its device.
 
     Args:
@@ -98,13 +99,16 @@ def ready(chosen: Chosen, *, family: str | None, dtype: str, device: torch.devic
         family: The user's or the latent file's word; `None` takes what is known about the file.
         dtype: "auto" is fp32 on a CPU, where half precision is slow and in older torch missing, else the file's own.
         device: Where it runs.
+        runner: What runs it.
 
     Raises:
         OptionError: The family is unknown or does not fit.
     """
     if family is None and chosen.family and "|" not in chosen.family:
         family = chosen.family
-    vae = make_vae(chosen.weights, family=family, dtype=wanted_dtype(dtype, device), label=chosen.entry.name)
+    vae = make_vae(
+        chosen.weights, family=family, dtype=wanted_dtype(dtype, device), label=chosen.entry.name, runner=runner
+    )
     vae.module.to(device)
     return vae
 

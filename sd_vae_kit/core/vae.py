@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -24,10 +25,10 @@ from sd_vae_kit.core.halves import Half, Part
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, split_moments
 from sd_vae_kit.core.networks.latent_format import FORMATS, LatentFormat, family_label
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder
+from sd_vae_kit.core.run.report import RunReport, RunResult
+from sd_vae_kit.core.run.request import DEFAULT, RunRequest
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.errors import BrokenVaeError, OptionError, PictureError, VaeMismatchError
-
-NetworkCall = Callable[[Half, Tensor], Tensor]
-"""Runs one half on an input that has the module's device and dtype, and gives what its own forward would."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,16 @@ def build(weights: VaeWeights, *, dtype: torch.dtype | None = None) -> Autoencod
 class Vae:
     """Encoder and decoder of either kind between images in [-1, 1] and latents as the sampler sees them.
 
+    What it computes is exact, finite in half precision, and runs in bands where memory is short.  A network that the
+    engine does not understand is run by its own forward, and the report says so.
+
     Attributes:
         module: The network itself.
         latent_format: The latent space; its numbers are applied for "kl", a TAESD has them built in.
         kind: "kl" or "tiny".
         part: Which halves there are.
         warnings: Sentences for the user, such as a family that was guessed.
-        network: Runs a half instead of its own forward, such as in bands; None: its own forward.
+        runner: Runs the halves; several VAEs may share one, and what they needed is then remembered in one place.
     """
 
     def __init__(
@@ -128,25 +132,35 @@ class Vae:
         part: Part = "both",
         label: str = "this VAE",
         warnings: tuple[str, ...] = (),
+        runner: Runner | None = None,
     ) -> None:
         self.module = module
         self.latent_format = latent_format
         self.part = part
         self.label = label
         self.warnings = warnings
-        self.network: NetworkCall | None = None
+        self.runner = Runner() if runner is None else runner
+        self._last = _LastReports()
 
     @property
     def kind(self) -> Kind:
         return "tiny" if isinstance(self.module, TinyAutoencoder) else "kl"
 
+    @property
+    def reports(self) -> Mapping[Half, RunReport]:
+        """What the last encode and decode of the calling thread did."""
+        return self._last.reports
+
     @torch.no_grad()
-    def encode(self, image: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def encode(
+        self, image: Tensor, *, generator: torch.Generator | None = None, request: RunRequest = DEFAULT
+    ) -> Tensor:
         """Image -> latent.
 
         Args:
             image: (B, 3, H, W) in [-1, 1], sides multiples of `latent_format.downscale`; any device and float dtype.
             generator: Draws from the posterior with it; without, its mean.  A TAESD's posterior is a point.
+            request: How the encoder is run.
 
         Returns:
             (B, z_channels, H / downscale, W / downscale) in the image's dtype, on its device.
@@ -154,31 +168,34 @@ class Vae:
         Raises:
             VaeMismatchError: The file has no encoder, or the image not three channels.
             PictureError: A side is not a multiple.
+            NoMemoryError, NanError, Interrupted: As `Runner.run`.
         """
         self._require("encoder")
         self._check_image(image)
         device, dtype = self._place()
         if isinstance(self.module, TinyAutoencoder):
-            return self._run("encoder", (image * 0.5 + 0.5).to(device, dtype)).to(image)
-        mean, std = split_moments(self._run("encoder", image.to(device, dtype)).to(image))
+            return self.run("encoder", (image * 0.5 + 0.5).to(device, dtype), request).tensor.to(image)
+        mean, std = split_moments(self.run("encoder", image.to(device, dtype), request).tensor.to(image))
         if generator is not None:
             noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
             mean = mean + std * noise.to(mean)
         return self.latent_format.to_latent(mean)
 
     @torch.no_grad()
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, *, request: RunRequest = DEFAULT) -> Tensor:
         """Latent -> image.
 
         Args:
             latent: (B, z_channels, h, w) as the sampler sees it; any device and float dtype.  A TAEF2 takes FLUX.2's
                 packed latents, (B, 4 * z_channels, h/2, w/2), too.
+            request: How the decoder is run.
 
         Returns:
             (B, 3, h * downscale, w * downscale) in about [-1, 1], not clamped, in the latent's dtype, on its device.
 
         Raises:
             VaeMismatchError: The file has no decoder, or the latent another number of channels.
+            NoMemoryError, NanError, Interrupted: As `Runner.run`.
         """
         self._require("decoder")
         if isinstance(self.module, TinyAutoencoder):
@@ -186,13 +203,23 @@ class Vae:
         self._check_latent(latent)
         device, dtype = self._place()
         if isinstance(self.module, TinyAutoencoder):
-            return self._run("decoder", latent.to(device, dtype)).to(latent) * 2 - 1
-        return self._run("decoder", self.latent_format.to_z(latent).to(device, dtype)).to(latent)
+            return self.run("decoder", latent.to(device, dtype), request).tensor.to(latent) * 2 - 1
+        return self.run("decoder", self.latent_format.to_z(latent).to(device, dtype), request).tensor.to(latent)
 
-    def _run(self, half: Half, x: Tensor) -> Tensor:
-        if self.network is not None:
-            return self.network(half, x)
-        return self.module.encode(x) if half == "encoder" else self.module.decode(x)
+    def run(self, half: Half, x: Tensor, request: RunRequest = DEFAULT) -> RunResult:
+        """One half between the network's own spaces: image and moments, z and image, or a TAESD's.
+
+        Args:
+            half: Which.
+            x: (B, C, h, w) with the module's device and dtype.
+            request: How; messages call the VAE by its own label.
+
+        Raises:
+            NoMemoryError, NanError, Interrupted: As `Runner.run`.
+        """
+        result = self.runner.run_or_step_aside(self.module, half, x, replace(request, label=self.label))
+        self._last.reports[half] = result.report
+        return result
 
     def _place(self) -> tuple[torch.device, torch.dtype]:
         parameter = next(self.module.parameters())
@@ -225,6 +252,13 @@ class Vae:
             raise VaeMismatchError(
                 f"the latent has {channels} channels, {self.label} ({self.latent_format.label}) has {own}; {remedy}"
             )
+
+
+class _LastReports(threading.local):
+    """Each thread's own, since several may use one VAE."""
+
+    def __init__(self) -> None:
+        self.reports: dict[Half, RunReport] = {}
 
 
 def choose_format(
@@ -264,16 +298,27 @@ def choose_format(
 
 
 def make_vae(
-    weights: VaeWeights, *, family: str | None = None, dtype: torch.dtype | None = None, label: str = "this VAE"
+    weights: VaeWeights,
+    *,
+    family: str | None = None,
+    dtype: torch.dtype | None = None,
+    label: str = "this VAE",
+    runner: Runner | None = None,
 ) -> Vae:
     """Weights that were read -> a VAE that is ready to use; arguments and errors as for `load_vae`."""
     latent_format, warning = choose_format(weights.detection, family, label=label)
     warnings = (*weights.detection.warnings, *([warning] if warning else []))
     module = build(weights, dtype=dtype)
-    return Vae(module, latent_format, part=weights.detection.part, label=label, warnings=warnings)
+    return Vae(module, latent_format, part=weights.detection.part, label=label, warnings=warnings, runner=runner)
 
 
-def load_vae(path: str | os.PathLike[str], *, family: str | None = None, dtype: torch.dtype | None = None) -> Vae:
+def load_vae(
+    path: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    dtype: torch.dtype | None = None,
+    runner: Runner | None = None,
+) -> Vae:
     """Read a file and make it ready to use.
 
     Args:
@@ -281,9 +326,10 @@ def load_vae(path: str | os.PathLike[str], *, family: str | None = None, dtype: 
         family: Latent space, such as "sdxl", where the file does not tell; an undecided one is taken as the first
             that fits, with a warning in the result.
         dtype: What it computes in; `None` for the file's own.
+        runner: Runs it; `None` for one of its own.
 
     Raises:
         OptionError: The family is unknown or does not fit.
         VaeKitError: As in `read_vae`.
     """
-    return make_vae(read_vae(path), family=family, dtype=dtype, label=Path(path).name)
+    return make_vae(read_vae(path), family=family, dtype=dtype, label=Path(path).name, runner=runner)

@@ -20,12 +20,14 @@ from torch import nn
 
 from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.core.networks.latent_format import family_label
+from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
+from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.hosts.interceptor import InterceptedHost, VaeInterceptor
 from sd_vae_kit.hosts.model_facts import is_blank, precision_of
 from sd_vae_kit.hosts.patch import Patches
 from sd_vae_kit.settings.repairs import Repairs, repair_specs
-from sd_vae_kit.settings.sections import AUTOMATIC, NONE, Settings, TilingSettings, specs, with_values
+from sd_vae_kit.settings.sections import AUTOMATIC, NONE, Settings, specs, with_values
 from sd_vae_kit.vaes.call_gate import CallGate
 from sd_vae_kit.vaes.catalogue import KnownVae, catalogue
 from sd_vae_kit.vaes.choice import Decision, resolve
@@ -275,9 +277,13 @@ class WebuiHost(InterceptedHost):
         return Inspector(self.guard.finder, lambda: self.settings.guard)
 
     @property
-    def tiling(self) -> TilingSettings:
-        """How VAEs are run."""
-        return self.settings.tiling
+    def precision_fixes(self) -> PrecisionFixesFile:
+        """What VAEs needed to stay finite in half precision."""
+        return self.calls.runner.fixes
+
+    def run_request(self) -> RunRequest:
+        """How VAEs are run, as the settings and the web UI's options are now."""
+        return RunRequest(self.settings.tiling, self.policy())
 
     @property
     def repairs(self) -> Repairs:
@@ -522,7 +528,7 @@ class WebuiHost(InterceptedHost):
 
     def forget_precision(self) -> int:
         """Forget what VAEs needed in half precision; how many halves that were."""
-        return self.calls.runner.needs.forget()
+        return self.precision_fixes.forget()
 
     def label_of(self, vae: nn.Module) -> str:
         active = self.active()

@@ -22,10 +22,11 @@ from sd_vae_kit.core.engine.overflow import check_weights
 from sd_vae_kit.core.halves import HALVES, Half
 from sd_vae_kit.core.plan.plan import OnStep
 from sd_vae_kit.core.run.forecast import forecast
-from sd_vae_kit.core.run.precision import Policy
-from sd_vae_kit.core.run.precision_policy import INFOTEXT_KEYS as PRECISION_KEYS
-from sd_vae_kit.core.run.precision_policy import Precision, policy_of
-from sd_vae_kit.core.run.runner import INFOTEXT_KEYS, RunReport, VaeRunner, graph_of
+from sd_vae_kit.core.run.planning import graph_of
+from sd_vae_kit.core.run.precision_policy import PrecisionPolicy, policy_of
+from sd_vae_kit.core.run.report import PRECISION_KEYS, TILING_KEYS, RunReport
+from sd_vae_kit.core.run.request import RunRequest
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.run.sentence import stepped_aside
 from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError
 from sd_vae_kit.hosts.multidiffusion_compat import TileSizes
@@ -76,7 +77,7 @@ class InterceptedHost(ABC):
     def live_vae(self) -> nn.Module | None:
         """The VAE of the model in use; None while there is none."""
 
-    def policy(self) -> Policy:
+    def policy(self) -> PrecisionPolicy:
         """What is allowed where half precision overflows; programs add options of their own."""
         return policy_of(self.settings.precision)
 
@@ -129,7 +130,7 @@ class VaeInterceptor:
 
     def __init__(self, owner: InterceptedHost) -> None:
         self.owner = owner
-        self.runner = VaeRunner()
+        self.runner = Runner()
         self.job_tiling = JobTiling()
         self.tile_sizes: TileSizes | None = None
         self._here = threading.local()
@@ -216,12 +217,15 @@ class VaeInterceptor:
         """Whether this thread's calls are left to the program."""
         return bool(getattr(self._here, "is_aside", False))
 
-    def precision(self, network: nn.Module, part: Half) -> Precision:
-        """What one call may do, and what messages call the VAE of this half."""
+    def request(self, network: nn.Module, part: Half, dtype: torch.dtype, tiling: TilingSettings) -> RunRequest:
+        """How one call is run: what it may do, and what messages call the VAE of this half."""
         vae = next((vae for vae in self._vaes() if getattr(vae, part, None) is network), network)
         before = getattr(vae, "post_quant_conv", None) if part == "decoder" else None
         layers = (before,) if isinstance(before, nn.Module) else ()
-        return Precision(self.owner.policy(), self.owner.label_of(vae), layers)
+        make_room = None if self.is_preview else self.owner.make_room
+        return RunRequest(
+            tiling, self.owner.policy(), self.owner.label_of(vae), layers, dtype=dtype, make_room=make_room
+        )
 
     def tiling(self) -> TilingSettings:
         """The settings with the job's choices in their place."""
@@ -311,19 +315,16 @@ class VaeInterceptor:
                 self.say_who_tiles(other)
 
     def _run(self, network: nn.Module, part: Half, x: Tensor, dtype: torch.dtype, tiling: TilingSettings) -> Tensor:
-        make_room = None if self.is_preview else self.owner.make_room
+        request = self.request(network, part, dtype, tiling)
         try:
             with self._watched(part) as on_step:
-                result = self.runner.run(
-                    network, part, x, dtype=dtype, device=x.device, tiling=tiling, on_step=on_step,
-                    make_room=make_room, precision=self.precision(network, part),
-                )  # fmt: skip
+                result = self.runner.run(network, part, x, replace(request, on_step=on_step))
         except NoMemoryError as error:
             raise self.owner.out_of_memory(error) from None
-        self._note(part)
+        self._note(result.report)
         if part == "encoder":
             self._check_quant_conv(network)
-        return result
+        return result.tensor
 
     def _check_quant_conv(self, encoder: nn.Module) -> None:
         """The layer after the encoder, which the program runs itself: its few numbers are looked at, too.
@@ -358,24 +359,19 @@ class VaeInterceptor:
         finally:
             self.owner.show_progress(None)
 
-    def _note(self, part: Half) -> None:
+    def _note(self, report: RunReport) -> None:
         """Say what went wrong on the way, and write into the infotext how the picture was made."""
-        report, job = self.runner.mine, self._job
-        if report is None:
-            return
+        job = self._job
         if report.rescue:
             self.owner.notify(report.rescue, "warning")
         if job is None:
             return
-        job.reports[part] = report
+        job.reports[report.half] = report
         parameters = getattr(job.p, "extra_generation_params", None)
         if parameters is not None:
-            parameters.pop(INFOTEXT_KEYS[part], None)
-            if report.is_streamed:
-                parameters[INFOTEXT_KEYS[part]] = report.infotext
-            parameters.pop(PRECISION_KEYS[part], None)
-            if report.precision:
-                parameters[PRECISION_KEYS[part]] = report.precision_infotext
+            for keys in (TILING_KEYS, PRECISION_KEYS):
+                parameters.pop(keys[report.half], None)
+            parameters.update(report.infotext())
         if report.precision and hasattr(job.p, "comment"):
             job.p.comment(f"VAE: {report.precision}")  # a line below the picture
 

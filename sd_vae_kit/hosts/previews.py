@@ -204,6 +204,7 @@ class HostPreviews:
         dtype = getattr(devices, "dtype", torch.float32) if device.type != "cpu" else torch.float32
 
         def decode(latent: Tensor) -> Tensor:
-            return self._taesd.vaes.load(family, "decoder", device, dtype).decode(latent) * 0.5 + 0.5
+            vae = self._taesd.vaes.load(family, "decoder", device, dtype)
+            return vae.decode(latent, request=self._host.run_request().unguarded()) * 0.5 + 0.5
 
         return decode

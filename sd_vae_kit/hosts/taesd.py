@@ -20,10 +20,12 @@ from torch.nn import functional as F
 from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.networks.latent_format import FORMATS, pack
 from sd_vae_kit.core.preview import LINEAR_RGB, linear_rgb
-from sd_vae_kit.core.run.runner import RunReport, VaeRunner
+from sd_vae_kit.core.run.report import RunReport
+from sd_vae_kit.core.run.request import RunRequest
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import SettingError, VaeKitError, VaeNotFoundError
-from sd_vae_kit.settings.sections import FULL, TAESD, TilingSettings
+from sd_vae_kit.settings.sections import FULL, TAESD
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.tiny import TinyVaes
@@ -47,11 +49,11 @@ class TinyCoder:
         report: What the last call did, None before it.
     """
 
-    def __init__(self, vaes: TinyVaes, family: str, half: Half, tiling: TilingSettings) -> None:
+    def __init__(self, vaes: TinyVaes, family: str, half: Half, request: RunRequest) -> None:
         self._vaes = vaes
         self._family = family
         self._half = half
-        self._tiling = tiling
+        self._request = request
         self.report: RunReport | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -61,6 +63,7 @@ class TinyCoder:
 
         Raises:
             NoMemoryError: Memory is short even so.
+        NanError: The latent or the picture is not finite, or no allowed precision is enough.
         """
         vae = self._vaes.load(self._family, self._half, x.device, x.dtype)
         if self._half == "encoder":
@@ -69,10 +72,9 @@ class TinyCoder:
         return self._run(vae, vae.latent_format.unpacked(x))
 
     def _run(self, vae: Vae, x: Tensor) -> Tensor:
-        runner = VaeRunner()
-        result = runner.run(vae.module, self._half, x, dtype=x.dtype, device=x.device, tiling=self._tiling)
-        self.report = runner.mine
-        return result
+        result = vae.run(self._half, x, self._request)
+        self.report = result.report
+        return result.tensor
 
 
 class HostTaesd:
@@ -88,7 +90,12 @@ class HostTaesd:
         assert host.guard is not None
         self._host = host
         self.library = Library([Folder(folder)], cache_file)
-        self.vaes = TinyVaes([self.library, host.library], host.guard.finder, lambda: host.settings.guard)
+        self.vaes = TinyVaes(
+            [self.library, host.library],
+            host.guard.finder,
+            lambda: host.settings.guard,
+            runner=Runner(host.precision_fixes),
+        )
         self._without: set[Half] = set()  # halves that the VAE itself did in the running job
 
     def install(self, replace: Replace) -> None:
@@ -112,7 +119,7 @@ class HostTaesd:
     def _network(self, half: Half) -> Callable[[Tensor], Tensor]:
         family = self.family()
         if self.has(family, half):
-            return TinyCoder(self.vaes, family, half, self._host.settings.tiling)
+            return TinyCoder(self.vaes, family, half, self._host.run_request())
         if half == "decoder" and shared.state.interrupted:
             return functools.partial(sketch, family)  # the user has no patience for a whole decode
         self._without.add(half)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from sd_vae_kit.core.networks.latent_format import family_label
-from sd_vae_kit.settings.sections import TilingSettings
+from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
+from sd_vae_kit.core.run.report import status_of
+from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.standalone.host import OWN_VAE, StandaloneHost, device
 from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library
@@ -26,12 +28,15 @@ class StandaloneApi:
     inspector: Inspector
 
     @property
-    def tiling(self) -> TilingSettings:
-        return self.host.settings.tiling
+    def precision_fixes(self) -> PrecisionFixesFile:
+        return self.host.runner.fixes
+
+    def run_request(self) -> RunRequest:
+        return self.host.run_request()
 
     def forget_precision(self) -> int:
         """Forget what VAEs needed in half precision; how many halves that were."""
-        return self.host.runner.needs.forget()
+        return self.host.runner.fixes.forget()
 
     def api_status(self) -> dict[str, object]:
         """Which VAE is live and why."""
@@ -46,7 +51,7 @@ class StandaloneApi:
             "sha256": self.library.sha256(live),
             "precision": "fp32",  # `StandaloneHost` runs every VAE so
             "warnings": list(active.warnings),
-            **self.host.runner.status(),
+            **status_of(self.host.runs.last),
         }
 
     @contextmanager

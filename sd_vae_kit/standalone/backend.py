@@ -65,7 +65,7 @@ class StandaloneBackend:
         self.catalogue = CatalogueService(CataloguePageHost(self), files, rules)
         self._jobs = JobRunner(host, shown, host.folders.data)
         host.describe_live = self._describe_live
-        host.tiny = TinyVaes([library], finder, lambda: store.settings.guard)
+        host.tiny = TinyVaes([library], finder, lambda: store.settings.guard, runner=host.runner)
         host.other_half = self._other_half
         host.choose_for = self._choose_for
         host.preview_vae = self._preview_vae
@@ -242,7 +242,7 @@ class StandaloneBackend:
             refuse_other_channels(entry.name, entry.z_channels, self._host.checkpoint)
             if entry.part == "encoder":
                 raise VaeMismatchError(f"{decision.reason} It has no decoder; name a VAE that has one for previews.")
-            self._preview = entry, load_half(self._library, entry)
+            self._preview = entry, load_half(self._library, entry, self._host.runner)
         return self._preview[1]
 
     def _live_entry(self) -> Entry:
@@ -257,7 +257,7 @@ class StandaloneBackend:
     def _other_half(self) -> Vae | None:
         """The file beside a live TAESD decoder or encoder that holds the other half."""
         entry = other_half(self._library.entries, self._live_entry())
-        return load_half(self._library, entry) if entry else None
+        return load_half(self._library, entry, self._host.runner) if entry else None
 
     def _short_hash(self, entry: Entry) -> str:
         """The VAE hash, if it is known or quickly worked out."""
@@ -304,7 +304,7 @@ class CataloguePageHost:
         self.backend._choose()
 
     def forget_precision(self) -> int:
-        return self.backend._host.runner.needs.forget()
+        return self.backend._host.runner.fixes.forget()
 
     def forbidden(self) -> str:
         return ""

@@ -18,8 +18,8 @@ from sd_vae_kit.core.preview_worker import Previews
 from sd_vae_kit.core.run import precision_policy as precision
 from sd_vae_kit.core.run.forecast import forecast
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
-from sd_vae_kit.core.run.precision_policy import policy_of
-from sd_vae_kit.core.run.runner import RunReport, VaeRunner
+from sd_vae_kit.core.run.request import RunRequest
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae, load_vae, make_vae
 from sd_vae_kit.errors import OptionError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.pictures.picture_file import Pixels
@@ -31,7 +31,7 @@ from sd_vae_kit.standalone import jobs as standalone_jobs
 from sd_vae_kit.standalone.demo_model import FAMILY, NAME, DemoModel, fitted, read_photographs
 from sd_vae_kit.standalone.job import AS_SET, Img2Img, Txt2Img
 from sd_vae_kit.standalone.jobs import JobResult, OnProgress, VaeInUse
-from sd_vae_kit.standalone.tiled import OnBand, tiled, tiling_fields
+from sd_vae_kit.standalone.vae_runs import VaeRuns
 from sd_vae_kit.vaes.call_gate import CallGate
 from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Level
@@ -122,11 +122,14 @@ class StandaloneHost:
     preview_vae: Callable[[], Vae | None] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.runner = Runner(PrecisionFixesFile(self.folders.data / "cache" / precision.FILE_NAME))
         own = self.folders.demo / OWN_VAE
         # a copy of its own for the model's photographs: the live VAE may be another one at any time
-        self._model_vae = _on_device(load_vae(own, family=FAMILY.name, dtype=torch.float32))
+        self._model_vae = _on_device(load_vae(own, family=FAMILY.name, dtype=torch.float32, runner=self.runner))
         self._first_stage: nn.Module = copy.deepcopy(self._model_vae.module)
-        self._tiny = _on_device(load_vae(self.folders.demo / TINY_DECODER, family=FAMILY.name, dtype=torch.float32))
+        self._tiny = _on_device(
+            load_vae(self.folders.demo / TINY_DECODER, family=FAMILY.name, dtype=torch.float32, runner=self.runner)
+        )
         stat = own.stat()
         self.model = DemoModel(
             read_photographs(self.folders.demo / "photographs"),
@@ -142,8 +145,7 @@ class StandaloneHost:
         self._working = threading.Lock()
         self._interrupt = threading.Event()
         self._notices: list[Notice] = []
-        self.runner = VaeRunner(PrecisionFixesFile(self.folders.data / "cache" / precision.FILE_NAME))
-        self._reports: dict[Half, RunReport] = {}  # of the running job
+        self.runs = VaeRuns(lambda: self.settings, self.notify)
         self._preview_seconds = 0.0  # what the last preview of the last job took
         self._preview_cells = FIRST_CELLS
 
@@ -218,7 +220,7 @@ class StandaloneHost:
                     self.choose_for(run)
                 held.enter_context(self._gate.calling())
                 name, sha256 = self.describe_live()
-                vae = as_vae(self._first_stage, name)
+                vae = as_vae(self._first_stage, name, self.runner)
                 if method == TAESD:
                     vae = self.tiny_vae(half)
                 elif vae.part not in ("both", half):
@@ -277,15 +279,14 @@ class StandaloneHost:
         side = self.preview_settings.max_side
         if method != TAESD:
             return Previewer(FAMILY, method, side)
-        decode = (self.preview_vae() or self.tiny_vae("decoder")).decode
-        return Previewer(FAMILY, method, side, lambda latent: decode(latent) * 0.5 + 0.5)
+        vae, request = self.preview_vae() or self.tiny_vae("decoder"), self.run_request().unguarded()
+        return Previewer(FAMILY, method, side, lambda latent: vae.decode(latent, request=request) * 0.5 + 0.5)
 
     # -- how the VAE is run --------------------------------------------------------------------------------------------
 
-    def run_by(self, tiling: JobTiling, vae: Vae, on_band: OnBand) -> Vae:
-        """The same VAE, run by a plan that fits into memory; one that is not understood, by its own forward."""
-        policy = policy_of(self.settings.precision)
-        return tiled(vae, self.runner, tiling.over(self.settings.tiling), policy, self._reports, on_band, self.notify)
+    def run_request(self) -> RunRequest:
+        """How VAEs are run where no job chooses."""
+        return self.runs.request()
 
     def sketch(self, latent: Tensor, size: tuple[int, int]) -> Pixels:
         """What an interrupted decode gives: the preview of that latent, in the picture's size."""
@@ -294,10 +295,6 @@ class StandaloneHost:
             pixels = self.previewer("linear")(latent)
         assert pixels is not None
         return fitted(pixels.numpy(), size, stretch=True)
-
-    def tiling_fields(self, job: Txt2Img) -> dict[str, str]:
-        """For the infotext: what the job chose, and how its picture was made where that was in bands."""
-        return tiling_fields(job.job_tiling, self._reports)
 
     def forecast(self, size: tuple[int, int], tiling: JobTiling) -> Sentence:
         """What will happen when a picture of (height, width) is decoded."""
@@ -311,7 +308,7 @@ class StandaloneHost:
         """Make pictures from a prompt; one job at a time, the next waits."""
         with self._working:
             self._interrupt.clear()
-            self._reports.clear()
+            self.runs.begin()
             try:
                 return standalone_jobs.run(job, self, on_progress)
             finally:
@@ -349,13 +346,14 @@ def _on_device(vae: Vae) -> Vae:
     return vae
 
 
-def load_half(library: Library, entry: Entry) -> Vae:
+def load_half(library: Library, entry: Entry, runner: Runner) -> Vae:
     """A file of the library, to serve a half that the live VAE lacks."""
-    return _on_device(make_vae(library.load(entry), family=FAMILY.name, dtype=torch.float32, label=entry.name))
+    weights = library.load(entry)
+    return _on_device(make_vae(weights, family=FAMILY.name, dtype=torch.float32, label=entry.name, runner=runner))
 
 
-def as_vae(module: nn.Module, label: str) -> Vae:
+def as_vae(module: nn.Module, label: str, runner: Runner) -> Vae:
     """The live module as something that encodes and decodes the loaded model's latents."""
     halves = [half for half in ("encoder", "decoder") if hasattr(module, half)]
     part = "both" if len(halves) == 2 else halves[0]
-    return Vae(module, FAMILY, part=part, label=label)  # type: ignore[arg-type]
+    return Vae(module, FAMILY, part=part, label=label, runner=runner)  # type: ignore[arg-type]

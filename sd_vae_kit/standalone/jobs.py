@@ -19,11 +19,11 @@ from sd_vae_kit.errors import Interrupted
 from sd_vae_kit.pictures import infotext
 from sd_vae_kit.pictures import picture_file as pictures
 from sd_vae_kit.pictures.picture_file import Pixels
-from sd_vae_kit.settings.job import JobTiling
 from sd_vae_kit.settings.sections import FULL, PreviewSettings
 from sd_vae_kit.standalone.demo_model import NAME, DemoModel, fitted
 from sd_vae_kit.standalone.job import AS_SET, RESIZE_MODES, SEED_LIMIT, Img2Img, Txt2Img
 from sd_vae_kit.standalone.sampling import Denoise, karras_sigmas, sample_euler, sigmas_for_denoising, starting_noise
+from sd_vae_kit.standalone.vae_runs import VaeRuns
 from sd_vae_kit.vaes.rules import Run
 from sd_vae_kit.version import __version__
 
@@ -75,19 +75,12 @@ class Engine(Protocol):
     def live_vae(self, half: Half, wanted: str = AS_SET, run: Run | None = None) -> AbstractContextManager[VaeInUse]:
         """What serves a half of the live VAE in a pass; nothing is exchanged while the context is open."""
 
-    def run_by(self, tiling: JobTiling, vae: Vae, on_band: Callable[[float], bool]) -> Vae:
-        """The same VAE, run by a plan that fits into memory.
-
-        Args:
-            tiling: What the job chose.
-            on_band: Called with the share that is done; False stops the work.
-        """
+    @property
+    def runs(self) -> VaeRuns:
+        """How VAEs are run, and what the running job's encodes and decodes did."""
 
     def sketch(self, latent: Tensor, size: tuple[int, int]) -> Pixels:
         """What a preview shows of a latent (1, C, h, w), as uint8 (height, width, 3)."""
-
-    def tiling_fields(self, job: Txt2Img) -> dict[str, str]:
-        """For the infotext: what the job chose about tiling, and how its picture was made."""
 
     def is_interrupted(self) -> bool:
         """Whether the user wants the job to end."""
@@ -197,7 +190,7 @@ def _encode(job: Img2Img, engine: Engine, on_progress: OnProgress) -> Tensor:
         return not engine.is_interrupted()
 
     with engine.live_vae("encoder", job.vae_encoder, "img2img encode") as live, torch.inference_mode():
-        latent = engine.run_by(job.job_tiling, live.vae, on_band).encode(pictures.to_image(pixels))
+        latent = engine.runs.encode(live.vae, pictures.to_image(pixels), job.job_tiling, on_band)
     _go_on(engine)
     return latent.float().cpu()
 
@@ -216,16 +209,16 @@ def _decode(job: Txt2Img, seeds: Sequence[int], latents: Tensor, engine: Engine,
 
     on_progress(JobProgress("decoding", 0, 100))
     with engine.live_vae("decoder", job.vae_decoder, "picture") as live, torch.inference_mode():
-        vae = engine.run_by(job.job_tiling, live.vae, on_band)
         for latent in latents:
             if pixels and engine.is_interrupted():
                 break
             try:
-                pixels.append(pictures.to_pixels(vae.decode(latent[None]))[0])
+                image = engine.runs.decode(live.vae, latent[None], job.job_tiling, on_band)
+                pixels.append(pictures.to_pixels(image)[0])
             except Interrupted:
                 pixels.append(engine.sketch(latent[None], (job.height, job.width)))
     on_progress(JobProgress("decoding", 100, 100))
-    fields = {**vae_fields(live), **type_fields(job, engine, live.method), **engine.tiling_fields(job)}
+    fields = {**vae_fields(live), **type_fields(job, engine, live.method), **engine.runs.infotext(job.job_tiling)}
     return [Made(p, _infotext(job, seed, fields), seed) for p, seed in zip(pixels, seeds, strict=False)]
 
 

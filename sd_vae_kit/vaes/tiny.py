@@ -14,6 +14,7 @@ import torch
 
 from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.networks.latent_format import FORMATS, split_family
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae, make_vae
 from sd_vae_kit.errors import VaeKitError, VaeNotFoundError
 from sd_vae_kit.settings.sections import GuardSettings
@@ -36,6 +37,7 @@ class TinyVaes:
         finder: Tells families of equal shape apart.
         settings: Which ways of finding out may be used, asked for at every look.
         known: The catalogue, for what to install.
+        runner: Runs the networks; None for one of their own.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class TinyVaes:
         finder: FamilyFinder,
         settings: Callable[[], GuardSettings] = GuardSettings,
         known: Catalogue | None = None,
+        runner: Runner | None = None,
     ) -> None:
         self._libraries = tuple(libraries)
         self._finder = finder
         self._settings = settings
         self._catalogue = known or catalogue()
+        self._runner = Runner() if runner is None else runner
         self._kept: OrderedDict[_Key, Vae] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -85,7 +89,7 @@ class TinyVaes:
         with self._lock, torch.inference_mode(False):  # inference tensors would be of no use to other threads
             if key not in self._kept:
                 library = next(one for one in self._libraries if entry in one.entries)
-                vae = make_vae(library.load(entry), family=family, dtype=dtype, label=entry.name)
+                vae = make_vae(library.load(entry), family=family, dtype=dtype, label=entry.name, runner=self._runner)
                 vae.module.to(device)
                 self._kept[key] = vae
             self._kept.move_to_end(key)

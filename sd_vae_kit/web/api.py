@@ -21,17 +21,16 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
 
 from sd_vae_kit.core.dtypes import wanted_dtype
 from sd_vae_kit.core.files.latent_file import NAME, LatentFile, check_latent
-from sd_vae_kit.core.halves import Half
-from sd_vae_kit.core.run.precision_policy import Precision
-from sd_vae_kit.core.run.runner import VaeRunner
+from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
+from sd_vae_kit.core.run.report import RunReport
+from sd_vae_kit.core.run.request import RunRequest
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae, build, choose_format
-from sd_vae_kit.errors import LatentFileError, PictureError, StepAsideError, VaeKitError, VaeNotFoundError
+from sd_vae_kit.errors import LatentFileError, PictureError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.pictures.picture_file import crop, open_picture, png_bytes, reflect_pad, to_image, to_pixels
-from sd_vae_kit.settings.sections import TilingSettings
 from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library
@@ -69,8 +68,11 @@ class ApiBackend(Protocol):
         """Says what they are."""
 
     @property
-    def tiling(self) -> TilingSettings:
-        """How VAEs are run."""
+    def precision_fixes(self) -> PrecisionFixesFile:
+        """What VAEs needed to stay finite in half precision."""
+
+    def run_request(self) -> RunRequest:
+        """How VAEs are run, as the settings are now."""
 
     def api_status(self) -> dict[str, object]:
         """Fields of `ActiveVae`."""
@@ -139,6 +141,7 @@ class Api:
 
     def __init__(self, backend: ApiBackend) -> None:
         self._backend = backend
+        self._runner = Runner(backend.precision_fixes)
 
     def forget_precision(self) -> Forgotten:
         """Forget what VAEs needed to stay finite in half precision.
@@ -198,16 +201,14 @@ class Api:
                 vae = self._vae(entry, request.family, request.dtype, device)
                 padded, size = reflect_pad(image, vae.latent_format.downscale)
                 generator = torch.Generator().manual_seed(request.seed) if request.sample else None
-                done = self._run_by_plan(vae)
-                latent = vae.encode(padded.to(device), generator=generator).cpu()
+                latent = vae.encode(padded.to(device), generator=generator, request=self._backend.run_request()).cpu()
             sha256 = self._backend.library.sha256(entry)
             file = LatentFile.of(latent, vae.latent_format, size, sha256)
             return Encoded(
                 latent=base64.b64encode(_latent_bytes(file)).decode("ascii"),
                 shape=[*latent.shape],
-                **done,
                 vae_sha256=sha256,
-                warnings=[*vae.warnings],
+                **_done(vae, vae.reports["encoder"]),
             )
 
     def decode(self, request: DecodeRequest) -> Decoded:
@@ -217,42 +218,15 @@ class Api:
             entry = self._backend.library.get(request.vae)
             with self._backend.computing() as device:
                 vae = self._vae(entry, file.family or None, request.dtype, device)
-                done = self._run_by_plan(vae)
-                image = vae.decode(file.latent.to(device)).float().cpu()
+                image = vae.decode(file.latent.to(device), request=self._backend.run_request()).float().cpu()
             pixels = to_pixels(crop(image, file.size) if file.size else image)[0]
             return Decoded(
                 image=base64.b64encode(png_bytes(pixels)).decode("ascii"),
-                **done,
                 height=pixels.shape[0],
                 width=pixels.shape[1],
                 vae_sha256=self._backend.library.sha256(entry),
-                warnings=[*vae.warnings],
+                **_done(vae, vae.reports["decoder"]),
             )
-
-    def _run_by_plan(self, vae: Vae) -> dict[str, Any]:
-        """Let the VAE run by a plan that fits into memory; the fields of `NetworkRun`, filled once it has run."""
-        done: dict[str, Any] = {}
-        tiling, runner = self._backend.tiling, VaeRunner()
-
-        def network(half: Half, x: Tensor) -> Tensor:
-            try:
-                result = runner.run(
-                    vae.module,
-                    half,
-                    x,
-                    dtype=x.dtype,
-                    device=x.device,
-                    tiling=tiling,
-                    precision=Precision(label=vae.label),
-                )
-            except StepAsideError:  # its own forward does what it can
-                return vae.module.encode(x) if half == "encoder" else vae.module.decode(x)
-            if runner.mine is not None:
-                done.update(plan=runner.mine.plan, bands=runner.mine.bands)
-            return result
-
-        vae.network = network
-        return done
 
     def _vae(self, entry: Entry, family: str | None, dtype: Dtype, device: torch.device) -> Vae:
         weights = self._backend.library.load(entry)
@@ -264,7 +238,13 @@ class Api:
             part=weights.detection.part,
             label=entry.name,
             warnings=(*weights.detection.warnings, *([warning] if warning else [])),
+            runner=self._runner,
         )
+
+
+def _done(vae: Vae, report: RunReport) -> dict[str, Any]:
+    """The fields of `Run`, and the warnings."""
+    return {"plan": report.plan, "bands": report.bands, "warnings": [*vae.warnings, *report.warnings]}
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from sd_vae_kit.cli import encode_decode, network_run
+from sd_vae_kit.cli import encode_decode
 from sd_vae_kit.core.networks.autoencoder import split_moments
+from sd_vae_kit.core.run import oom_retry
 from sd_vae_kit.pictures.infotext import parse
 from sd_vae_kit.pictures.picture_file import open_picture, reflect_pad, to_image, to_pixels
 
@@ -192,7 +193,7 @@ def test_a_torch_that_cannot_compute_in_half_precision_says_so(cli, tmp_path, mo
 
     write_kl(tmp_path / "vae.safetensors", family="sd1")
     write_picture(tmp_path / "a.png", 16, 16)
-    monkeypatch.setattr(network_run, "measure", fail)
+    monkeypatch.setattr(oom_retry, "run_streamed", fail)
     assert "cannot compute in fp16 on this device; use --dtype fp32" in encode(cli, tmp_path, "--dtype", "fp16").error
 
 
@@ -202,8 +203,8 @@ def test_running_out_of_memory_is_one_line(cli, tmp_path, monkeypatch):
 
     write_kl(tmp_path / "vae.safetensors", family="sd1")
     write_picture(tmp_path / "a.png", 16, 16)
-    monkeypatch.setattr(network_run, "measure", fail)
-    assert "not enough memory" in encode(cli, tmp_path).error
+    monkeypatch.setattr(oom_retry, "run_streamed", fail)
+    assert "not enough memory" in encode(cli, tmp_path, "--tiling", "off").error
 
 
 def test_tiling_off_and_auto_run_the_picture_whole(cli, tmp_path):

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from sd_vae_kit.cli import network_run
 from sd_vae_kit.core.networks.autoencoder import split_moments
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.pictures.picture_file import open_picture, to_image, to_pixels
 
 
@@ -76,13 +77,13 @@ class Other(nn.Conv2d):
 
 
 def test_a_network_nobody_knows_runs_by_its_own_forward(cli, tmp_path, files, monkeypatch):
-    real = network_run.VaeRunner.run
+    real = Runner.run
 
     def run(self, network, *args, **kwargs):
         network.encoder.conv_in.__class__ = Other
         return real(self, network, *args, **kwargs)
 
-    monkeypatch.setattr(network_run.VaeRunner, "run", run)
+    monkeypatch.setattr(Runner, "run", run)
     data = encode(cli, tmp_path, "--tiling", "exact", "--json").data
     assert (data["plan"], data["bands"], data["predicted_mb"], data["steps"]) == ("whole", 1, None, None)
     assert len(data["warnings"]) == 1

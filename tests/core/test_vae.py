@@ -1,16 +1,24 @@
 """A VAE from its file to pictures: what is built, what is computed, what is refused."""
 
 import os
+import threading
 
 import pytest
 import torch
-from vae_files import kl_config, kl_state, picture, tiny_state, write
+from torch import nn
+from torch.testing import assert_close
+from vae_files import amplify_stream, kl_config, kl_state, needs_half, picture, randomised, tiny_state, write
 
 from sd_vae_kit.core.dtypes import DTYPES
 from sd_vae_kit.core.files.detection import Detection
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, split_moments
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
+from sd_vae_kit.core.plan import planner
+from sd_vae_kit.core.plan.free_memory import Free
+from sd_vae_kit.core.run.precision_policy import PrecisionPolicy
+from sd_vae_kit.core.run.request import RunRequest
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae, VaeWeights, build, choose_format, compute_dtype, load_vae, make_vae, read_vae
 from sd_vae_kit.errors import (
     BrokenVaeError,
@@ -20,6 +28,7 @@ from sd_vae_kit.errors import (
     VaeMismatchError,
     VaeNotFoundError,
 )
+from sd_vae_kit.settings.sections import TilingSettings
 
 
 @pytest.fixture
@@ -142,8 +151,8 @@ def test_statistics_beside_the_network_are_no_weights_of_the_module(tmp_path):
 
 def test_a_kl_latent_is_the_scaled_mean(kl_file):
     vae, image = load_vae(kl_file), picture()
-    with torch.no_grad():
-        mean, _ = split_moments(vae.module.encode(image))
+    mean, _ = split_moments(vae.run("encoder", image).tensor)
+    assert_close(mean, split_moments(vae.module.encode(image))[0], atol=1e-5, rtol=0)
     assert torch.equal(vae.encode(image), mean * 0.18215)
     assert torch.allclose(vae.decode(vae.encode(image)), vae.module.decode(mean), atol=1e-5)
 
@@ -151,8 +160,8 @@ def test_a_kl_latent_is_the_scaled_mean(kl_file):
 def test_the_shift_of_sd3_is_applied_both_ways(tmp_path):
     path = write(tmp_path / "x.safetensors", kl_state(kl_config(16, quant_conv=False)))
     vae, image = load_vae(path, family="flux"), picture()
-    with torch.no_grad():
-        mean, _ = split_moments(vae.module.encode(image))
+    mean, _ = split_moments(vae.run("encoder", image).tensor)
+    assert_close(mean, split_moments(vae.module.encode(image))[0], atol=1e-5, rtol=0)
     assert torch.allclose(vae.encode(image), (mean - 0.1159) * 0.3611)
     assert torch.allclose(vae.decode(vae.encode(image)), vae.module.decode(mean), atol=1e-4)
 
@@ -193,6 +202,80 @@ def test_a_vae_says_what_it_is(kl_file, tiny_file, name):
     assert (vae.kind, vae.part) == (name, "both")
     assert vae.latent_format.name == {"kl": "sd1", "tiny": "sdxl"}[name]
     assert vae.latent_format.downscale == {"kl": 2, "tiny": 8}[name]
+
+
+# --- how it is run ---------------------------------------------------------------------------------------------------
+
+
+def test_by_default_a_picture_that_does_not_fit_into_memory_runs_in_bands(kl_file, monkeypatch):
+    vae, latent = load_vae(kl_file), torch.randn(1, 4, 64, 48)
+    expected = vae.decode(latent)
+    assert vae.reports["decoder"].plan == "whole"
+    whole = vae.reports["decoder"].whole_mb
+    monkeypatch.setattr(planner, "free_memory", lambda device: Free(whole * 2**20 // 2, "a test"))
+    assert_close(vae.decode(latent), expected, atol=1e-5, rtol=0)
+    assert vae.reports["decoder"].is_streamed
+    assert vae.reports["decoder"].bands > 1
+    assert_close(vae.encode(expected), vae.encode(expected, request=RunRequest(TilingSettings(enabled=False))))
+    assert vae.reports["encoder"].plan == "whole"
+
+
+@needs_half
+def test_by_default_nothing_overflows_and_what_was_needed_is_remembered_in_one_place():
+    module = randomised(AutoencoderKL(kl_config())).requires_grad_(False)
+    latent = torch.randn(1, 4, 6, 5, generator=torch.Generator().manual_seed(0))
+    amplify_stream(module, "decoder", 15)
+    module.half()
+    assert not bool(torch.isfinite(module.decode(FORMATS["sd1"].to_z(latent).half())).all())
+    runner = Runner()
+    first, second = (Vae(module, FORMATS["sd1"], label=name, runner=runner) for name in ("first", "second"))
+    assert bool(torch.isfinite(first.decode(latent)).all())
+    report = first.reports["decoder"]
+    assert report.steps_shifted > 0
+    assert report.steps_recomputed > 0
+    assert report.precision in report.warnings[0]
+    assert bool(torch.isfinite(second.decode(latent)).all())
+    assert second.reports["decoder"].steps_recomputed == 0, "the runner is the same"
+    never = RunRequest(policy=PrecisionPolicy("never"))
+    assert not bool(torch.isfinite(first.decode(latent, request=never)).all())
+
+
+def test_a_network_that_the_engine_does_not_know_runs_by_its_own_forward_and_says_so(kl_file):
+    class Unknown(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+
+        def forward(self, x):
+            return self.block(x)
+
+    vae, latent = load_vae(kl_file), torch.randn(1, 4, 8, 6)
+    vae.module.decoder.mid.block_1 = Unknown(vae.module.decoder.mid.block_1)
+    image = vae.decode(latent)
+    assert torch.equal(image, vae.module.decode(FORMATS["sd1"].to_z(latent)))
+    report = vae.reports["decoder"]
+    assert (report.plan, report.bands, report.steps, report.predicted_mb) == ("whole", 1, None, None)
+    assert report.warnings == (f"run whole by its own forward: {report.stepped_aside}",)
+    assert "decoder.mid.block_1 (Unknown) is not a residual block" in report.stepped_aside
+    vae.encode(image)
+    assert vae.reports["encoder"].warnings == (), "the other half is understood"
+
+
+def test_each_thread_finds_the_reports_of_its_own_calls(kl_file):
+    vae, seen = load_vae(kl_file), []
+    vae.decode(torch.randn(1, 4, 8, 6))
+
+    def other():
+        seen.append(dict(vae.reports))
+        vae.encode(picture())
+        seen.append(dict(vae.reports))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert seen[0] == {}
+    assert seen[1].keys() == {"encoder"}
+    assert vae.reports.keys() == {"decoder"}
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_a_job_in_bands_gives_the_programs_own_picture(webui, host, script, own)
     job = webui.generate(script, *ALWAYS)
     assert_close(job.pictures[0], own, **EXACT)
     assert last(host).bands > 1
-    assert job.extra_generation_params["VAE Kit tiling"] == last(host).infotext
+    assert job.extra_generation_params["VAE Kit tiling"] == last(host).infotext()["VAE Kit tiling"]
     assert job.extra_generation_params["VAE tiling"] == "Always stream"
     whole = webui.generate(script)
     assert last(host).plan == "whole"
@@ -493,19 +493,19 @@ def test_forges_never_oom_is_stepped_aside_for_and_named_once(forge):
 
 
 def test_where_no_plan_works_forge_tiles_in_its_own_way(forge, monkeypatch):
-    from sd_vae_kit.core.run.runner import VaeRunner
+    from sd_vae_kit.core.run.runner import Runner
     from sd_vae_kit.errors import NoMemoryError
     from sd_vae_kit.webui.running import running
 
-    real, said = VaeRunner.run, []
+    real, said = Runner.run, []
 
-    def run(self, network, part, x, **more):
+    def run(self, network, part, x, *more):
         if x.shape[2] > 2:
             raise NoMemoryError("Not enough memory for a decoder input of 32x24 with any plan.")
-        return real(self, network, part, x, **more)
+        return real(self, network, part, x, *more)
 
     running().listeners.append(lambda message, level: said.append(message))
-    monkeypatch.setattr(VaeRunner, "run", run)
+    monkeypatch.setattr(Runner, "run", run)
     job = forge.generate(forge_script(), *ALWAYS)
     assert memory_of(forge).tiled == [(1, 4, 32, 24)]
     assert job.pictures[0].shape[1] == 3

@@ -15,6 +15,8 @@ from PIL import Image
 from safetensors.torch import load
 from vae_files import kl_config, kl_state, write
 
+from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
+from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.settings.sections import TilingSettings
 from sd_vae_kit.vaes.family_finder import FamilyFinder
 from sd_vae_kit.vaes.inspection import Inspector, inspect
@@ -28,7 +30,11 @@ class Backend:
         self.library = library
         self.inspector = Inspector(FamilyFinder(library, None))
         self.computed = 0
-        self.tiling = TilingSettings()
+        self.request = RunRequest()
+        self.precision_fixes = PrecisionFixesFile(None)
+
+    def run_request(self):
+        return self.request
 
     def forget_precision(self):
         return 2
@@ -129,7 +135,7 @@ def test_a_budget_of_memory_changes_how_it_is_run_and_not_what_comes_out(client,
     _, encoded = post(client, "/encode", image=png(160, 96), vae="a")
     _, decoded = post(client, "/decode", latent=encoded["latent"], vae="a")
     assert (encoded["plan"], encoded["bands"], decoded["plan"], decoded["bands"]) == ("whole", 1, "whole", 1)
-    backend.tiling = TilingSettings(memory_mb=1)
+    backend.request = RunRequest(TilingSettings(memory_mb=1))
     _, tight = post(client, "/decode", latent=encoded["latent"], vae="a")
     assert tight["plan"] == "stream-lean"
     assert tight["bands"] > 1

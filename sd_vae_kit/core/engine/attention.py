@@ -55,11 +55,11 @@ class AttentionPass:
 
     @property
     def balance(self) -> int:
-        return self.ranges.needs.shifts.get(f"{self.step.name}.query", 0)
+        return self.ranges.fixes.shifts.get(f"{self.step.name}.query", 0)
 
     @property
     def exponent(self) -> int:
-        return self.ranges.needs.shifts.get(f"{self.step.name}.value", 0)
+        return self.ranges.fixes.shifts.get(f"{self.step.name}.value", 0)
 
     def restart(self) -> None:
         """Throw keys and values away: `take` is called for all rows again."""
@@ -159,7 +159,7 @@ class AttentionPass:
         raise OutOfRange(f"{self.step.name}, {which}", is_repaired=True)
 
     def _move(self, which: str, bits: int) -> None:
-        shifts, name = self.ranges.needs.shifts, f"{self.step.name}.{which}"
+        shifts, name = self.ranges.fixes.shifts, f"{self.step.name}.{which}"
         if abs(shifts.get(name, 0) + bits) > MAX_SHIFT:
             self.widen()
         else:

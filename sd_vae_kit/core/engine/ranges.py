@@ -45,19 +45,19 @@ class Ranges:
 
     Args:
         graph: What runs.
-        needs: What is known from earlier calls; names that this graph does not have are ignored.
+        fixes: What is known from earlier calls; names that this graph does not have are ignored.
     """
 
-    def __init__(self, graph: LayerGraph, needs: PrecisionFixes | None = None) -> None:
+    def __init__(self, graph: LayerGraph, fixes: PrecisionFixes | None = None) -> None:
         self.graph = graph
-        self.needs = PrecisionFixes() if needs is None else needs.copy()
+        self.fixes = PrecisionFixes() if fixes is None else fixes.copy()
         self.exponents: dict[int, int] = {0: 0}
 
     def exponent(self, value: int) -> int:
         """k: the value is stored divided by 2**k.  It is decided when the value is first asked for."""
         if value not in self.exponents:
             step = self.graph.steps[value - 1]
-            known = self.needs.shifts.get(step.name, 0)
+            known = self.fixes.shifts.get(step.name, 0)
             self.exponents[value] = max(known, self._inherited(step)) if self.can_shift(value) else 0
         return self.exponents[value]
 
@@ -85,21 +85,21 @@ class Ranges:
 
     def is_wide(self, value: int) -> bool:
         """Whether the step is computed in fp32."""
-        return self.graph.steps[value - 1].name in self.needs.fp32
+        return self.graph.steps[value - 1].name in self.fixes.fp32
 
     def shift(self, value: int) -> bool:
         """Store the value smaller; False if it cannot be."""
         known = self.exponent(value)
         if not self.can_shift(value) or known >= MAX_SHIFT:
             return False
-        self.exponents[value] = self.needs.shifts[self.graph.steps[value - 1].name] = known + SHIFT_STEP
+        self.exponents[value] = self.fixes.shifts[self.graph.steps[value - 1].name] = known + SHIFT_STEP
         return True
 
     def widen(self, value: int) -> bool:
         """Compute the step in fp32; False if it already is."""
         if self.is_wide(value):
             return False
-        self.needs.fp32.add(self.graph.steps[value - 1].name)
+        self.fixes.fp32.add(self.graph.steps[value - 1].name)
         return True
 
     def compute_dtype(self, value: int, usual: torch.dtype) -> torch.dtype:
@@ -110,12 +110,12 @@ class Ranges:
         """How many steps have a value, or queries, keys or values of attention, that is stored with an exponent."""
         names = {self.graph.steps[value - 1].name for value, exponent in self.exponents.items() if exponent}
         known = {step.name for step in self.graph.steps}
-        inner = {name.rpartition(".")[0] for name, exponent in self.needs.shifts.items() if exponent}
+        inner = {name.rpartition(".")[0] for name, exponent in self.fixes.shifts.items() if exponent}
         return len(names | (inner & known))
 
     @property
     def steps_fp32(self) -> int:
-        return sum(step.name in self.needs.fp32 for step in self.graph.steps)
+        return sum(step.name in self.fixes.fp32 for step in self.graph.steps)
 
 
 def is_homogeneous(step: Step) -> bool:

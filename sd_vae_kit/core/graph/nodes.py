@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from sd_vae_kit.core.halves import Half
 from sd_vae_kit.errors import UnsupportedVaeError
 
 Pointwise = Callable[[Tensor], Tensor]
@@ -125,7 +126,7 @@ class LayerGraph:
 
     steps: tuple[AnyStep, ...]
     channels_in: int
-    name: str = "decoder"
+    name: Half = "decoder"
     root: nn.Module | None = field(default=None, repr=False, compare=False)
 
     @property

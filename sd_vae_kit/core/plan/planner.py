@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from math import ceil
 from typing import Literal
 
@@ -16,7 +15,7 @@ from sd_vae_kit.core.plan.free_memory import free_memory
 from sd_vae_kit.core.plan.plan import Plan
 from sd_vae_kit.core.plan.schedule import all_values, bytes_per_row, must_be_stored
 
-Mode = Literal["auto", "always", "never"]
+PlanMode = Literal["auto", "always", "never"]
 
 MARGIN = 0.9  # of the free memory: the model is within 15 %, and other programs breathe
 BAND_BYTES = {"cpu": 16 * MB}  # as fast as 32 and 64, measured; 4 is slower by a tenth
@@ -136,7 +135,7 @@ def host_plan(device: torch.device, dtype: torch.dtype, band_bytes: int | None =
     return replace(stream_plan(device, dtype, band_bytes or LEAN_BAND_BYTES_DEVICE), kind="stream-host", on_host=True)
 
 
-def ladder(
+def candidate_plans(
     graph: LayerGraph, shape: Sequence[int], dtype: torch.dtype, device: torch.device, budget_bytes: int
 ) -> Iterator[Plan]:
     """Plans from the fastest to the smallest; each is searched for when it is asked for."""
@@ -155,28 +154,56 @@ def ladder(
 
 
 @dataclass(frozen=True)
-class PlanReport:
+class PlanChoice:
     """What was chosen and why, for sentences shown to the user.
 
     Attributes:
-        kind: The plan's name.
-        predicted_mb: Activations at the worst moment.
-        whole_mb: The same for the whole picture at once.
-        free_mb: Memory there is; None where the device does not tell.
-        budget_mb: What the plan had to fit into.
-        bands: Bands in all.
-        fits: False if even the smallest plan is predicted to be too large.
-        reason: One clause: why this plan.
+        plan: The plan.
+        cost: What it is predicted to take.
+        whole: The same for the whole picture at once.
+        free_bytes: Memory there is; None where the device does not tell.
+        budget_bytes: What the plan had to fit into.
+        why: One clause: why this plan, if it fits.
     """
 
-    kind: str
-    predicted_mb: int
-    whole_mb: int
-    free_mb: int | None
-    budget_mb: int
-    bands: int
-    fits: bool
-    reason: str
+    plan: Plan
+    cost: Cost
+    whole: Cost
+    free_bytes: int | None
+    budget_bytes: int
+    why: str
+
+    @property
+    def kind(self) -> str:
+        """The plan's name."""
+        return self.plan.kind
+
+    @property
+    def predicted_mb(self) -> int:
+        """Activations at the worst moment."""
+        return ceil(self.cost.peak_bytes / MB)
+
+    @property
+    def whole_mb(self) -> int:
+        """The same for the whole picture at once."""
+        return ceil(self.whole.peak_bytes / MB)
+
+    @property
+    def free_mb(self) -> int | None:
+        return None if self.free_bytes is None else self.free_bytes // MB
+
+    @property
+    def budget_mb(self) -> int:
+        return self.budget_bytes // MB
+
+    @property
+    def fits(self) -> bool:
+        """False if even the smallest plan is predicted to be too large."""
+        return self.cost.peak_bytes <= self.budget_bytes
+
+    @property
+    def reason(self) -> str:
+        return self.why if self.fits else "nothing smaller exists"
 
 
 def choose_plan(
@@ -185,8 +212,8 @@ def choose_plan(
     dtype: torch.dtype,
     device: torch.device,
     budget_bytes: int | None = None,
-    mode: Mode = "auto",
-) -> tuple[Plan, PlanReport]:
+    mode: PlanMode = "auto",
+) -> PlanChoice:
     """The fastest plan that fits, with what to tell the user about it.
 
     Args:
@@ -196,27 +223,36 @@ def choose_plan(
         budget_bytes: Activations may take this much; None: what is free now, less a margin.
         mode: "always" never runs whole, "never" always does.
     """
-    free = free_memory(device)
+    free = free_memory(device).free_bytes
     budget = budget_bytes
     if budget is None:
-        budget = UNKNOWN_FREE if free.free_bytes is None else int(free.free_bytes * MARGIN)
-    whole = predict(graph, whole_plan(device, dtype), shape)
-    plan, cost, reason = _choose(graph, shape, dtype, device, budget, mode, whole)
-    free_mb = None if free.free_bytes is None else free.free_bytes // MB
-    fits = cost.peak_bytes <= budget
-    if not fits:
-        reason = "nothing smaller exists"
-    report = PlanReport(
-        plan.kind,
-        ceil(cost.peak_bytes / MB),
-        ceil(whole.peak_bytes / MB),
-        free_mb,
-        budget // MB,
-        cost.bands,
-        fits,
-        reason,
-    )
-    return plan, report
+        budget = UNKNOWN_FREE if free is None else int(free * MARGIN)
+    plans = candidate_plans(graph, shape, dtype, device, budget)
+    plan = next(plans)
+    cost = whole = predict(graph, plan, shape)
+    why = "tiling is off" if mode == "never" else "the whole picture fits"
+    if mode == "always" or (mode == "auto" and whole.peak_bytes > budget):
+        plan, cost, number = _first_fitting(graph, shape, plans, budget)
+        why = "storing every activation does not fit"
+        if number == 0:
+            why = "always stream" if mode == "always" else "the whole picture does not fit"
+    return PlanChoice(plan, cost, whole, free, budget, why)
+
+
+def _first_fitting(
+    graph: LayerGraph, shape: Sequence[int], plans: Iterator[Plan], budget: int
+) -> tuple[Plan, Cost, int]:
+    """The first plan that fits, what it takes and how many were tried before; the smallest if none fits."""
+    tried: list[tuple[Plan, Cost]] = []
+    for plan in plans:
+        cost = predict(graph, plan, shape)
+        if not fits_ram(cost):
+            continue
+        if cost.peak_bytes <= budget:
+            return plan, cost, len(tried)
+        tried.append((plan, cost))
+    plan, cost = min(tried, key=lambda pair: pair[1].peak_bytes)
+    return plan, cost, len(tried)
 
 
 def fits_ram(cost: Cost) -> bool:
@@ -225,31 +261,3 @@ def fits_ram(cost: Cost) -> bool:
         return True
     ram = free_memory(torch.device("cpu")).free_bytes
     return ram is None or cost.host_bytes <= ram * MARGIN
-
-
-def _choose(
-    graph: LayerGraph,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-    budget: int,
-    mode: Mode,
-    whole: Cost,
-) -> tuple[Plan, Cost, str]:
-    if mode == "never":
-        return whole_plan(device, dtype), whole, "tiling is off"
-    if mode == "auto" and whole.peak_bytes <= budget:
-        return whole_plan(device, dtype), whole, "the whole picture fits"
-    tried: list[tuple[Plan, Cost]] = []
-    for plan in islice(ladder(graph, shape, dtype, device, budget), 1, None):
-        cost = predict(graph, plan, shape)
-        if not fits_ram(cost):
-            continue
-        if cost.peak_bytes <= budget:
-            reason = "storing every activation does not fit"
-            if not tried:
-                reason = "always stream" if mode == "always" else "the whole picture does not fit"
-            return plan, cost, reason
-        tried.append((plan, cost))
-    plan, cost = min(tried, key=lambda pair: pair[1].peak_bytes)
-    return plan, cost, ""

@@ -7,7 +7,7 @@ from math import ceil
 import torch
 from torch import nn
 
-from sd_vae_kit.core.run.runner import graph_of, planned
+from sd_vae_kit.core.run.planning import graph_of, planned
 from sd_vae_kit.core.run.sentence import sentence, stepped_aside
 from sd_vae_kit.errors import StepAsideError
 from sd_vae_kit.settings.sections import TilingSettings
@@ -27,7 +27,7 @@ def forecast(
         graph = graph_of(network, "decoder")
         cell = graph.shapes((16, 16))[-1][1] // 16
         cells = (1, graph.channels_in, max(1, ceil(size[0] / cell)), max(1, ceil(size[1] / cell)))
-        _, report = planned(graph, cells, dtype, device, tiling)
+        choice = planned(graph, cells, dtype, device, tiling)
     except StepAsideError as error:
         return stepped_aside(str(error))
-    return sentence(size, report, tiling)
+    return sentence(size, choice, tiling)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +13,9 @@ from sd_vae_kit.core.engine.stream import run_streamed
 from sd_vae_kit.core.graph.nodes import LayerGraph
 from sd_vae_kit.core.plan.cost import Cost, predict
 from sd_vae_kit.core.plan.plan import OnStep, Plan, RunStats
-from sd_vae_kit.core.plan.planner import LEAN_EXTRA, fits_ram, ladder, lean_plan
+from sd_vae_kit.core.plan.planner import LEAN_EXTRA, candidate_plans, fits_ram, lean_plan
+from sd_vae_kit.core.run.planning import plan_mode
+from sd_vae_kit.core.run.request import DEFAULT, RunRequest
 from sd_vae_kit.errors import NoMemoryError
 
 OUT_OF_MEMORY_TEXTS = (
@@ -44,60 +44,49 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY_TEXTS)
 
 
-@dataclass(frozen=True)
-class RetryResult:
-    """What `run_with_retries` did.
-
-    Attributes:
-        result: As `run_streamed` returns it.
-        plan: The plan that worked.
-        failures: One line for each plan that did not, in order; shown to the user.
-    """
-
-    result: Tensor
-    plan: Plan
-    failures: tuple[str, ...]
-
-
 def run_with_retries(
     graph: LayerGraph,
     x: Tensor,
     plan: Plan,
+    request: RunRequest = DEFAULT,
     *,
-    on_step: OnStep | None = None,
     stats: RunStats | None = None,
     guard: BandGuard | None = None,
-    make_room: Callable[[int], bool] | None = None,
-) -> RetryResult:
+) -> tuple[Tensor, Plan, tuple[str, ...]]:
     """Run a plan; where memory runs out, release everything and go on with a smaller one.
 
     Args:
-        graph, x, on_step, stats, guard: As for `run_streamed`; progress starts anew with each plan.
-        plan: The first to try.
-        make_room: Asked once for the bytes that the failed plan was predicted to take; frees other models and says
-            whether it freed anything.  If so, the same plan is tried again.
+        graph, x, stats, guard: As for `run_streamed`.
+        plan: The first to try, and the only one if tiling is switched off.
+        request: Its `on_step` sees progress start anew with each plan.  Its `make_room` is asked once, for the bytes
+            that the failed plan was predicted to take; if it freed anything, the same plan is tried again.
+
+    Returns:
+        The result as `run_streamed` gives it, the plan that worked, and a line for the user for each that did not.
 
     Raises:
         NoMemoryError: Memory ran out with every plan; the message lists them.
         Interrupted: `on_step` returned False.
     """
+    if plan_mode(request.tiling, graph.name) == "never":
+        return run_streamed(graph, x, plan, on_step=request.on_step, stats=stats, guard=guard), plan, ()
     failures: list[str] = []
     waiting = [plan]
-    asked = False
+    make_room = request.make_room
     while waiting:
         current = waiting.pop(0)
-        outcome = _attempt(graph, x, current, on_step, stats, guard)
+        outcome = _attempt(graph, x, current, request.on_step, stats, guard)
         if isinstance(outcome, Tensor):
             if current.on_host:
                 release_pinned()
-            return RetryResult(outcome, current, tuple(failures))
+            return outcome, current, tuple(failures)
         # here, outside of any except block, nothing refers to the failed run's tensors any more
         release_cached(current.device)
         failures.append(f"{current.kind} ran out of memory ({outcome})")
         needed = predict(graph, current, x.shape).peak_bytes
-        if make_room is not None and not asked:
-            asked = True
-            if make_room(needed):
+        if make_room is not None:
+            asked, make_room = make_room, None
+            if asked(needed):
                 waiting = [current]
                 continue
         waiting = waiting or _smaller_plans(graph, x, current)
@@ -114,8 +103,8 @@ def _is_smaller(cost: Cost, than: int) -> bool:
 
 
 def _smaller_plans(graph: LayerGraph, x: Tensor, failed: Plan) -> list[Plan]:
-    """The ladder, and leaner versions of a plan whose bands were already smaller than the ladder's."""
-    plans = list(ladder(graph, x.shape, failed.dtype, failed.device, 0))
+    """The candidates, and leaner versions of a plan whose bands were already smaller than theirs."""
+    plans = list(candidate_plans(graph, x.shape, failed.dtype, failed.device, 0))
     if failed.band_bytes is not None:
         for extra, share in ((LEAN_EXTRA, 2), (4.0, 8)):
             bands = max(1, failed.band_bytes // share)

@@ -1,44 +1,57 @@
-"""The precision guard as a feature: what the settings and the caller allow for one encode or decode."""
+"""What is allowed where half precision overflows: the user's settings, and a web UI's own options beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from torch import nn
+import torch
 
-from sd_vae_kit.core.run.precision import Mode, Policy
+from sd_vae_kit.core.engine.ranges import PrecisionFixes
 from sd_vae_kit.settings.sections import PRECISION_MODES, PrecisionSettings
 
+PrecisionMode = Literal["auto", "fp32", "never"]
+
 FILE_NAME = "vae_precision.json"
-INFOTEXT_KEYS = {"encoder": "VAE Kit precision of encode", "decoder": "VAE Kit precision"}  # only if something was done
-MODES: dict[str, Mode] = dict(zip(PRECISION_MODES, ("auto", "fp32", "never"), strict=True))
+MODES: dict[str, PrecisionMode] = dict(zip(PRECISION_MODES, ("auto", "fp32", "never"), strict=True))
 
 
 @dataclass(frozen=True)
-class Precision:
-    """What one call may do.
+class PrecisionPolicy:
+    """What the user allows.
 
     Attributes:
-        policy: What the user allows.
-        label: What messages call the VAE.
-        before: Layers of the VAE that made the input (post_quant_conv), if the caller runs them.
+        mode: "auto": repair what overflows; "fp32": everything in fp32 from the start; "never": look at nothing.
+        prefer_bf16: Where half precision overflows, run the call in bf16 instead of repairing it.
+        may_use_fp32: False: never compute anything in fp32 that was asked for in half precision.
     """
 
-    policy: Policy = field(default_factory=Policy)
-    label: str = "this VAE"
-    before: Sequence[nn.Module] = ()
+    mode: PrecisionMode = "auto"
+    prefer_bf16: bool = False
+    may_use_fp32: bool = True
 
-    @property
-    def is_on(self) -> bool:
-        return self.policy.mode != "never"
+    def first_dtype(self, asked: torch.dtype, fixes: PrecisionFixes) -> torch.dtype:
+        """What to start in: the type asked for, unless the user or an earlier picture says otherwise."""
+        if asked.itemsize >= 4 or self.mode == "never":
+            return asked
+        if self.mode == "fp32":
+            return torch.float32
+        if asked == torch.float16 and fixes.whole == "bf16" and self.prefer_bf16:
+            return torch.bfloat16
+        return torch.float32 if fixes.whole == "fp32" and self.may_use_fp32 else asked
+
+    def next_dtype(self, failed: torch.dtype) -> torch.dtype | None:
+        """What the whole call is run in after `failed`; None: nothing is left."""
+        if failed == torch.float16 and self.prefer_bf16:
+            return torch.bfloat16
+        return torch.float32 if failed.itemsize < 4 and self.may_use_fp32 else None
 
 
-def policy_of(settings: PrecisionSettings) -> Policy:
-    """The core's words for the settings."""
-    return Policy(MODES[settings.mode], settings.prefer_bf16)
+def policy_of(settings: PrecisionSettings) -> PrecisionPolicy:
+    """The settings in the core's words."""
+    return PrecisionPolicy(MODES[settings.mode], settings.prefer_bf16)
 
 
-def with_host_options(policy: Policy, *, may_use_fp32: bool, prefers_bf16: bool) -> Policy:
+def with_host_options(policy: PrecisionPolicy, *, may_use_fp32: bool, prefers_bf16: bool) -> PrecisionPolicy:
     """A web UI's own options beside ours: bf16 is wanted if either says so; fp32 is not used if its option is off."""
     return replace(policy, prefer_bf16=policy.prefer_bf16 or prefers_bf16, may_use_fp32=may_use_fp32)

@@ -8,32 +8,32 @@ from sd_vae_kit.settings.sections import TilingSettings
 from sd_vae_kit.wording import Sentence
 
 if TYPE_CHECKING:  # pages are built without torch
-    from sd_vae_kit.core.plan.planner import PlanReport
+    from sd_vae_kit.core.plan.planner import PlanChoice
 
 
-def sentence(size: tuple[int, int], report: PlanReport, tiling: TilingSettings) -> Sentence:
+def sentence(size: tuple[int, int], choice: PlanChoice, tiling: TilingSettings) -> Sentence:
     """What will happen when a picture of `size` (height, width) is decoded as planned."""
     height, width = size
     memory = Sentence.of("free memory is not known:")
     if tiling.memory_mb and _is_on(tiling):
         memory = Sentence.of("{} budget:", amount(tiling.memory_mb))
-    elif report.free_mb is not None:
-        memory = Sentence.of("{} free:", amount(report.free_mb))
-    whole = amount(report.whole_mb)
+    elif choice.free_mb is not None:
+        memory = Sentence.of("{} free:", amount(choice.free_mb))
+    whole = amount(choice.whole_mb)
     # A1111 says width first
     return Sentence.of(
-        "{} with this VAE: about {} whole, {} {}", f"{width}x{height}", whole, memory, _verdict(report, tiling)
+        "{} with this VAE: about {} whole, {} {}", f"{width}x{height}", whole, memory, _verdict(choice, tiling)
     )
 
 
-def _verdict(report: PlanReport, tiling: TilingSettings) -> Sentence:
+def _verdict(choice: PlanChoice, tiling: TilingSettings) -> Sentence:
     if not _is_on(tiling):
-        fits = report.free_mb is None or report.whole_mb <= report.free_mb
+        fits = choice.free_mb is None or choice.whole_mb <= choice.free_mb
         return Sentence.of("tiling is off, will run whole" if fits else "tiling is off, may run out of memory")
-    if report.kind == "whole":
+    if choice.kind == "whole":
         return Sentence.of("will run whole")
-    predicted = amount(report.predicted_mb)
-    if report.fits:
+    predicted = amount(choice.predicted_mb)
+    if choice.fits:
         return Sentence.of("will stream, about {}, same picture", predicted)
     return Sentence.of("will stream in the least memory there is a way for, about {}, and may run out of it", predicted)
 

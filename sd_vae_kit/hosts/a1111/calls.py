@@ -12,9 +12,8 @@ from modules import devices, sd_samplers_common, shared
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sd_vae_kit.core.run.precision import Policy
-from sd_vae_kit.core.run.precision_policy import with_host_options
-from sd_vae_kit.core.run.runner import graph_of
+from sd_vae_kit.core.run.planning import graph_of
+from sd_vae_kit.core.run.precision_policy import PrecisionPolicy, with_host_options
 from sd_vae_kit.errors import StepAsideError
 from sd_vae_kit.hosts.base import WebuiHost
 from sd_vae_kit.vaes.library import Library
@@ -45,7 +44,7 @@ class A1111Calls(WebuiHost):
         """With --medvram the weights are elsewhere between calls."""
         return devices.device, super().place(network)[1]
 
-    def policy(self) -> Policy:
+    def policy(self) -> PrecisionPolicy:
         """With the program's options for black pictures: `auto_vae_precision` and `auto_vae_precision_bfloat16`."""
         prefers_bf16 = bool(self.option("auto_vae_precision_bfloat16", False))
         may_use_fp32 = prefers_bf16 or bool(self.option("auto_vae_precision", True))

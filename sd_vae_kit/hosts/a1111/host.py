@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.core.run import precision_policy as precision
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.hosts.a1111.calls import A1111Calls
 from sd_vae_kit.hosts.base import Storage, collected
@@ -109,7 +110,7 @@ class A1111Host(A1111Calls):
         except VaeKitError as error:
             self.known_problem = str(error)
         self.guard = FamilyGuard(FamilyFinder(library, data_folder() / "families.json", self.known))
-        self.calls.runner.needs = PrecisionFixesFile(data_folder() / precision.FILE_NAME)
+        self.calls.runner = Runner(PrecisionFixesFile(data_folder() / precision.FILE_NAME))
         self.rules = RulesFile(data_folder() / FILE_NAME)
         self.history = History(data_folder() / history.FILE_NAME)
         self.taesd: HostTaesd | None = None

@@ -17,7 +17,7 @@ from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig
 from sd_vae_kit.core.plan.cost import MB, predict
 from sd_vae_kit.core.plan.devices import TRAITS, Traits, traits
 from sd_vae_kit.core.plan.free_memory import free_memory, free_ram
-from sd_vae_kit.core.plan.planner import choose_plan, host_plan, ladder, lean_plan
+from sd_vae_kit.core.plan.planner import candidate_plans, choose_plan, host_plan, lean_plan
 from sd_vae_kit.core.run.oom_retry import release_cached
 
 CPU = torch.device("cpu")
@@ -121,8 +121,8 @@ def test_xpu_asks_the_driver_which_may_not_tell(monkeypatch):
 
 def test_a_device_that_does_not_tell_gets_a_gigabyte():
     graph = decoder_graph(small_vae())
-    plan, report = choose_plan(graph, (1, 4, 16, 16), torch.float32, torch.device("privateuseone", 0))
-    assert (plan.kind, report.free_mb, report.budget_mb) == ("whole", None, 1024)
+    choice = choose_plan(graph, (1, 4, 16, 16), torch.float32, torch.device("privateuseone", 0))
+    assert (choice.plan.kind, choice.free_mb, choice.budget_mb) == ("whole", None, 1024)
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
@@ -294,7 +294,7 @@ def test_host_memory_leaves_little_on_the_device_at_4096_px():
 
 def test_host_memory_is_only_planned_where_there_is_enough_of_it(monkeypatch):
     graph, shape, device = full_decoder(), (1, 4, 512, 512), torch.device("cuda", 0)
-    kinds = [plan.kind for plan in ladder(graph, shape, torch.float16, device, 0)]
+    kinds = [plan.kind for plan in candidate_plans(graph, shape, torch.float16, device, 0)]
     assert kinds[-2:] == ["stream-host", "stream-host"]
     ram = {"cpu": 64 << 30}
 
@@ -302,8 +302,8 @@ def test_host_memory_is_only_planned_where_there_is_enough_of_it(monkeypatch):
         return free_ram().__class__(ram.get(device.type, 1 << 30), "a test")
 
     monkeypatch.setattr("sd_vae_kit.core.plan.planner.free_memory", free)
-    plan, report = choose_plan(graph, shape, torch.float16, device)
-    assert (plan.kind, report.fits) == ("stream-host", True)
+    choice = choose_plan(graph, shape, torch.float16, device)
+    assert (choice.plan.kind, choice.fits) == ("stream-host", True)
     ram["cpu"] = 8 << 30
-    plan, report = choose_plan(graph, shape, torch.float16, device)
-    assert (plan.kind, report.fits) == ("stream-lean", False)
+    choice = choose_plan(graph, shape, torch.float16, device)
+    assert (choice.plan.kind, choice.fits) == ("stream-lean", False)

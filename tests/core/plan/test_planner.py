@@ -16,10 +16,11 @@ from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetCon
 from sd_vae_kit.core.plan import planner
 from sd_vae_kit.core.plan.cost import MB, predict
 from sd_vae_kit.core.plan.free_memory import Free, free_memory, free_ram
-from sd_vae_kit.core.plan.planner import choose_plan, ladder, lean_plan, stream_plan, whole_plan
+from sd_vae_kit.core.plan.planner import candidate_plans, choose_plan, lean_plan, stream_plan, whole_plan
 from sd_vae_kit.core.plan.schedule import all_values
 from sd_vae_kit.core.run import oom_retry as ladder_module
 from sd_vae_kit.core.run.oom_retry import is_out_of_memory, run_with_retries
+from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.errors import Interrupted, NoMemoryError, PlanError
 
 CPU = torch.device("cpu")
@@ -118,19 +119,19 @@ def test_a_tight_budget_is_planned_for_with_few_predictions(part, pixels, monkey
     whole = predict(graph, whole_plan(CPU, torch.float32), shape)
     asked = []
     monkeypatch.setattr(planner, "predict", lambda *args: asked.append(args) or predict(*args))
-    plan, report = choose_plan(graph, shape, torch.float32, CPU, MB)
+    choice = choose_plan(graph, shape, torch.float32, CPU, MB)
     assert len(asked) < 500
-    assert (plan.kind, report.fits, report.reason) == ("stream-lean", False, "nothing smaller exists")
-    assert report.predicted_mb < (0.45 if pixels == 512 else 0.38) * whole.peak_bytes / MB
+    assert (choice.plan.kind, choice.fits, choice.reason) == ("stream-lean", False, "nothing smaller exists")
+    assert choice.predicted_mb < (0.45 if pixels == 512 else 0.38) * whole.peak_bytes / MB
 
 
 def test_enough_recomputation_leaves_an_eighth_of_the_whole_pictures_memory():
     with torch.device("meta"):
         graph, shape = decoder_graph(AutoencoderKL(KlConfig())), (1, 4, 512, 512)
     whole = predict(graph, whole_plan(CPU, torch.float32), shape)
-    plan, report = choose_plan(graph, shape, torch.float32, CPU, int(0.18 * whole.peak_bytes))
-    assert (plan.kind, report.fits) == ("stream-lean", True)
-    assert predict(graph, plan, shape).macs < 3.5 * predict(graph, stream_plan(CPU, torch.float32), shape).macs
+    choice = choose_plan(graph, shape, torch.float32, CPU, int(0.18 * whole.peak_bytes))
+    assert (choice.plan.kind, choice.fits) == ("stream-lean", True)
+    assert predict(graph, choice.plan, shape).macs < 3.5 * predict(graph, stream_plan(CPU, torch.float32), shape).macs
 
 
 def test_a_roomy_budget_runs_whole_a_smaller_one_streams_the_smallest_recomputes():
@@ -141,21 +142,21 @@ def test_a_roomy_budget_runs_whole_a_smaller_one_streams_the_smallest_recomputes
     assert lean < stream < whole
     kinds = []
     for budget in (whole, stream, lean, 1):
-        plan, report = choose_plan(graph, shape, torch.float32, CPU, budget)
-        assert (plan.kind, report.budget_mb) == (report.kind, budget // MB)
-        assert report.fits == (budget > 1)
-        kinds.append(plan.kind)
+        choice = choose_plan(graph, shape, torch.float32, CPU, budget)
+        assert (choice.plan.kind, choice.budget_mb) == (choice.kind, budget // MB)
+        assert choice.fits == (budget > 1)
+        kinds.append(choice.plan.kind)
     assert kinds == ["whole", "stream", "stream-lean", "stream-lean"]
-    assert report.reason == "nothing smaller exists"
-    assert report.predicted_mb < lean / MB + 1
+    assert choice.reason == "nothing smaller exists"
+    assert choice.predicted_mb < lean / MB + 1
 
 
 def test_mode_always_streams_and_mode_never_does_not():
     graph, shape = decoder_graph(small_vae()), (1, 4, 16, 16)
-    assert choose_plan(graph, shape, torch.float32, CPU, None, "always")[0].kind == "stream"
-    plan, report = choose_plan(graph, shape, torch.float32, CPU, 1, "never")
-    assert plan.kind == "whole"
-    assert not report.fits
+    assert choose_plan(graph, shape, torch.float32, CPU, None, "always").kind == "stream"
+    choice = choose_plan(graph, shape, torch.float32, CPU, 1, "never")
+    assert choice.plan.kind == "whole"
+    assert not choice.fits
 
 
 def test_the_free_memory_of_this_machine_is_read():
@@ -260,12 +261,14 @@ def test_running_out_of_memory_in_the_middle_goes_down_the_ladder(error):
     vae = small_vae(CONFIG)
     graph, z = decoder_graph(vae), picture(4, 32, 24)
     guard, stats = FailingGuard([error]), RunStats()
-    done = run_with_retries(graph, z, stream_plan(CPU, torch.float32, MB // 2), guard=guard, stats=stats)
+    tensor, used, failures = run_with_retries(
+        graph, z, stream_plan(CPU, torch.float32, MB // 2), guard=guard, stats=stats
+    )
     with torch.no_grad():
-        torch.testing.assert_close(done.result, vae.decode(z), rtol=0, atol=5e-5)
-    assert len(done.failures) == 1
-    assert done.failures[0].startswith("stream ran out of memory (")
-    assert done.plan.kind == "stream-lean"
+        torch.testing.assert_close(tensor, vae.decode(z), rtol=0, atol=5e-5)
+    assert len(failures) == 1
+    assert failures[0].startswith("stream ran out of memory (")
+    assert used.kind == "stream-lean"
     assert stats.bands > len(graph.steps)
 
 
@@ -296,8 +299,9 @@ def test_other_models_are_asked_to_go_first_and_the_same_plan_is_tried_again():
     plan = stream_plan(CPU, torch.float32, 20_000)
     asked = []
     guard = FailingGuard([MemoryError()])
-    done = run_with_retries(graph, z, plan, guard=guard, make_room=lambda needed: asked.append(needed) or True)
-    assert done.plan is plan
+    request = RunRequest(make_room=lambda needed: asked.append(needed) or True)
+    _, used, _ = run_with_retries(graph, z, plan, request, guard=guard)
+    assert used is plan
     assert asked == [predict(graph, plan, z.shape).peak_bytes]
 
 
@@ -325,7 +329,7 @@ def test_after_a_failure_host_memory_is_tried_only_where_there_is_enough(ram, re
     monkeypatch.setattr("sd_vae_kit.core.plan.planner.free_memory", lambda device: Free(ram, "a test"))
     plan = stream_plan(torch.device("cuda", 0), torch.float16)
     if reaches_host:
-        assert run_with_retries(graph, z, plan).plan.kind == "stream-host"
+        assert run_with_retries(graph, z, plan)[1].kind == "stream-host"
         assert released == [len(tried)], "what was pinned goes back when the picture is there"
     else:
         with pytest.raises(NoMemoryError):
@@ -339,12 +343,12 @@ def test_other_errors_and_interrupts_pass_through_the_ladder():
     with pytest.raises(RuntimeError, match="illegal"):
         run_with_retries(graph, z, plan, guard=FailingGuard([RuntimeError("illegal memory access")], after=3))
     with pytest.raises(Interrupted):
-        run_with_retries(graph, z, plan, on_step=lambda done, total: done < 3)
+        run_with_retries(graph, z, plan, RunRequest(on_step=lambda done, total: done < 3))
 
 
 def test_the_ladder_goes_down():
     graph, shape = decoder_graph(small_vae(CONFIG)), (1, 4, 128, 128)
-    peaks = [predict(graph, plan, shape).peak_bytes for plan in ladder(graph, shape, torch.float32, CPU, 0)]
+    peaks = [predict(graph, plan, shape).peak_bytes for plan in candidate_plans(graph, shape, torch.float32, CPU, 0)]
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[-1] < 0.6 * peaks[0]
 

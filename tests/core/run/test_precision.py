@@ -17,7 +17,7 @@ from overflow_zoo import (
     case,
     check,
     levels,
-    plan,
+    narrow_plan,
     rescued,
     rms,
     room,
@@ -54,8 +54,8 @@ def test_an_overflow_costs_no_accuracy_and_little_work(place, part, where):
         torch.testing.assert_close(found.forward("overflowing", FULL), reference, rtol=0, atol=1e-3 * rms(reference))
         assert not bool(torch.isfinite(found.forward("overflowing", HALF)).all()), "it must overflow without us"
         done, _ = rescued(found)
-        assert bool(torch.isfinite(done.result).all())
-        errors.append(rms(done.result.float() - reference) / rms(reference))
+        assert bool(torch.isfinite(done.tensor).all())
+        errors.append(rms(done.tensor.float() - reference) / rms(reference))
         plain.append(rms(found.forward("twin", HALF).float() - reference) / rms(reference))
         assert {name for name, _ in done.report.rescued} == {found.step}
         assert 0 < done.report.steps_recomputed < 0.5
@@ -71,21 +71,21 @@ def test_an_overflow_costs_no_accuracy_and_little_work(place, part, where):
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("part", PARTS)
 def test_a_block_that_is_written_over_its_input_recovers_wherever_it_fails(part, where):
-    found, four_rows = case("stream", part, where), plan(band_bytes=10_500)
+    found, four_rows = case("stream", part, where), narrow_plan(band_bytes=10_500)
     graph = found.graph()
     events = make_schedule(graph, four_rows, (found.x.shape[2], found.x.shape[3]))
     event = next(event for event in events if graph.steps[event.value - 1].name == found.step)
     assert event.over is not None, "this step is not in place"
     tops = [top for top, _ in event.bands]
     assert len(tops) >= 5
-    done, stats = rescued(found, plan=four_rows)
+    done, bands = rescued(found, plan=four_rows)
     assert len(done.report.rescued) == 1
     step, first_row = done.report.rescued[0]
     failed = tops.index(first_row)
     assert (step, min(failed, 1) + (failed == len(tops) - 1)) == (found.step, WHERE.index(where))
-    assert done.needs.shifts == {found.step: 4}
+    assert done.fixes.shifts == {found.step: 4}
     assert done.report.steps_recomputed == pytest.approx(1 / len(tops))
-    assert stats.bands > 3 * len(graph.steps)
+    assert bands > 3 * len(graph.steps)
     check(found, done)
 
 
@@ -94,16 +94,16 @@ def test_a_block_that_is_written_over_its_input_recovers_wherever_it_fails(part,
 def test_the_next_picture_pays_nothing(place, part, tmp_path):
     found = case(place, part, "middle")
     first, _ = rescued(found)
-    PrecisionFixesFile(tmp_path / "needs.json").put("abc", part, first.needs)
+    PrecisionFixesFile(tmp_path / "needs.json").put("abc", part, first.fixes)
     second, _ = rescued(found, PrecisionFixesFile(tmp_path / "needs.json").get("abc", part))
     assert (second.report.steps_recomputed, second.report.rescued) == (0, ())
-    assert second.needs == first.needs
+    assert second.fixes == first.fixes
     assert (second.report.steps_shifted, second.report.steps_fp32) == (
         first.report.steps_shifted, first.report.steps_fp32,
     )  # fmt: skip
     reference = found.forward("twin", FULL)
     plain = rms(found.forward("twin", HALF).float() - reference)
-    assert rms(second.result.float() - reference) <= 1.3 * plain  # one picture: see SEEDS
+    assert rms(second.tensor.float() - reference) <= 1.3 * plain  # one picture: see SEEDS
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -135,8 +135,8 @@ def stream_from(twin: nn.Module, part: str, x: torch.Tensor, name: str) -> Case:
 @pytest.mark.parametrize("place", CASES)
 def test_the_whole_picture_at_once_is_guarded_too(place, part):
     found = case(place, part, "middle")
-    done, stats = rescued(found, plan=Plan("whole", CPU, HALF))
-    assert stats.bands == len(found.graph().steps)
+    done, bands = rescued(found, plan=Plan("whole", CPU, HALF))
+    assert bands == len(found.graph().steps)
     assert done.report.rescued
     check(found, done)
 
@@ -146,7 +146,7 @@ def test_the_whole_picture_at_once_is_guarded_too(place, part):
 def test_values_that_are_computed_again_instead_of_stored_are_repaired_where_they_are_read(place, part):
     found = case(place, part, "middle")
     stored = must_be_stored(found.graph())
-    done, _ = rescued(found, plan=plan(stored=stored))
+    done, _ = rescued(found, plan=narrow_plan(stored=stored))
     assert done.report.rescued
     assert done.report.steps_fp32 == 0
     check(found, done)
@@ -176,7 +176,7 @@ def test_a_backend_that_clamps_instead_of_overflowing_is_seen():
 
     found = copy.deepcopy(case("inner", "decoder", "middle"))
     recast(found.overflowing, ClampingConv)
-    unguarded = run_streamed(found.graph(), found.x.half(), plan())
+    unguarded = run_streamed(found.graph(), found.x.half(), narrow_plan())
     reference = found.forward("twin", FULL)
     assert bool(torch.isfinite(unguarded).all()), "clamped: finite, but wrong"
     assert rms(unguarded.float() - reference) > 5 * rms(found.forward("twin", HALF).float() - reference)
@@ -206,10 +206,10 @@ def test_the_guard_reads_no_activation_once_more_than_the_run_does():
     graph = decoder_graph(copy.deepcopy(vae).half())
     x = picture(4, 24, 16).half()
     with Reads() as without:
-        run_streamed(graph, x, plan())
+        run_streamed(graph, x, narrow_plan())
     guard = RangeGuard(graph, x, HALF, Ranges(graph))
     with Reads() as guarded:
-        run_streamed(graph, x, plan(), guard=guard)
+        run_streamed(graph, x, narrow_plan(), guard=guard)
     more = guarded.read - without.read
     shapes = graph.shapes((24, 16))
     normed = {step.source for step in graph.steps if step.norm is not None}
@@ -238,14 +238,14 @@ def test_the_guard_reads_no_activation_once_more_than_the_run_does():
 def test_known_needs_that_are_not_needed_do_no_harm():
     vae = base_vae()
     graph, x = decoder_graph(copy.deepcopy(vae).half()), picture(4, 16, 12)
-    needs = PrecisionFixes(
+    fixes = PrecisionFixes(
         {"decoder.conv_in": 4, "decoder.mid.attn_1.query": 4, "decoder.mid.attn_1.value": 4, "gone": 8}, {"x"}
     )
-    done = run_guarded(graph, x.half(), plan(), needs=needs)
+    done = run_guarded(graph, x.half(), narrow_plan(), fixes=fixes)
     with torch.no_grad():
         reference = vae.decode(x)
         plain = copy.deepcopy(vae).half().decode(x.half())
-    assert rms(done.result.float() - reference) <= 1.2 * rms(plain.float() - reference)
+    assert rms(done.tensor.float() - reference) <= 1.2 * rms(plain.float() - reference)
     assert done.report.steps_recomputed == 0
     assert done.report.steps_shifted > 5
 
@@ -265,7 +265,7 @@ def test_values_of_attention_may_overflow_too():
     found = Case("decoder", overflowing, found_twin, x, "decoder.mid.attn_1", (0, 0))
     assert not bool(torch.isfinite(found.forward("overflowing", HALF)).all())
     done, _ = rescued(found)
-    assert done.needs.shifts["decoder.mid.attn_1.value"] > 0
+    assert done.fixes.shifts["decoder.mid.attn_1.value"] > 0
     # where the kernel itself leaves the range, fp32 is right
     assert done.report.steps_fp32 == int(attention_sums_in_half())
     check(found, done)
@@ -290,7 +290,7 @@ def test_a_network_without_norms_carries_exponents_through_its_relus():
         reference = twin.decode(x.half().float())
         plain = copy.deepcopy(twin).half().decode(x.half())
         assert not bool(torch.isfinite(copy.deepcopy(overflowing).half().decode(x.half())).all())
-    done = run_guarded(graph, x.half(), plan())
+    done = run_guarded(graph, x.half(), narrow_plan())
     assert done.report.steps_fp32 == 0
     assert done.report.steps_shifted > 5
-    assert rms(done.result.float() - reference) <= 1.2 * rms(plain.float() - reference)
+    assert rms(done.tensor.float() - reference) <= 1.2 * rms(plain.float() - reference)

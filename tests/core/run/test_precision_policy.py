@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from overflow_zoo import CASES, CPU, FULL, HALF, base_vae, case, check, plan, rescued, rms
+from overflow_zoo import CASES, CPU, FULL, HALF, base_vae, case, check, narrow_plan, rescued, rms
 from torch import nn
 from vae_files import needs_half
 from vae_zoo import picture
@@ -12,8 +12,10 @@ from vae_zoo import picture
 from sd_vae_kit.core.engine.ranges import PrecisionFixes
 from sd_vae_kit.core.engine.stream import Plan
 from sd_vae_kit.core.graph.from_module import decoder_graph, encoder_graph
-from sd_vae_kit.core.run.precision import Policy, run_guarded
+from sd_vae_kit.core.run.precision import run_guarded
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
+from sd_vae_kit.core.run.precision_policy import PrecisionPolicy
+from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.core.run.weights_key import weights_key
 from sd_vae_kit.errors import Interrupted, NanError
 
@@ -26,16 +28,16 @@ def test_a_latent_that_is_not_finite_is_the_samplers_fault(bad, word):
     z[0, 1, 5, 6] = bad
     graph = decoder_graph(base_vae().half())
     with pytest.raises(NanError, match=rf"^the latent already contains {word}: the sampler, not the VAE; "):
-        run_guarded(graph, z.half(), plan())
+        run_guarded(graph, z.half(), narrow_plan())
     with pytest.raises(NanError, match=rf"^the latent already contains {word}"):
-        run_guarded(decoder_graph(base_vae()), z, plan(FULL))
+        run_guarded(decoder_graph(base_vae()), z, narrow_plan(FULL))
 
 
 def test_a_picture_that_is_not_finite_is_named_when_it_is_encoded():
     image = picture(3, 32, 24)
     image[0, 0, 3, 3] = float("nan")
     with pytest.raises(NanError, match=r"^the picture already contains NaN"):
-        run_guarded(encoder_graph(base_vae().half()), image.half(), plan())
+        run_guarded(encoder_graph(base_vae().half()), image.half(), narrow_plan())
 
 
 @pytest.mark.parametrize("dtype", [HALF, torch.bfloat16, FULL])
@@ -54,7 +56,9 @@ def test_a_weight_that_is_not_finite_is_named(weight, value, message, dtype):
     with torch.no_grad():
         dict(vae.named_parameters())[weight].view(-1)[-1] = float(value)
     with pytest.raises(NanError, match=message):
-        run_guarded(decoder_graph(vae), picture(4, 16, 12).to(dtype), plan(dtype), label="my.safetensors")
+        run_guarded(
+            decoder_graph(vae), picture(4, 16, 12).to(dtype), narrow_plan(dtype), RunRequest(label="my.safetensors")
+        )
 
 
 def test_one_bad_pixel_of_the_result_is_caught():
@@ -102,7 +106,7 @@ def test_module_and_global_state_are_as_before_after_success_interrupt_and_excep
     vae = copy.deepcopy(found.overflowing).half()
     graph, before = decoder_graph(vae), snapshot(vae)
     globals_before = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled())
-    done = run_guarded(graph, found.x.half(), plan())
+    done = run_guarded(graph, found.x.half(), narrow_plan())
     bands = 0
 
     def stop(done_bands, total):
@@ -116,15 +120,15 @@ def test_module_and_global_state_are_as_before_after_success_interrupt_and_excep
 
     assert_unchanged(vae, before)
     with pytest.raises(Interrupted):
-        run_guarded(graph, found.x.half(), plan(), on_step=stop)
+        run_guarded(graph, found.x.half(), narrow_plan(), RunRequest(on_step=stop))
     assert bands > len(graph.steps)
     assert_unchanged(vae, before)
     with pytest.raises(ValueError, match="someone else"):
-        run_guarded(graph, found.x.half(), plan(), on_step=fail)
+        run_guarded(graph, found.x.half(), narrow_plan(), RunRequest(on_step=fail))
     assert_unchanged(vae, before)
     assert globals_before == (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled())
-    again = run_guarded(graph, found.x.half(), plan())
-    assert torch.equal(again.result, done.result)
+    again = run_guarded(graph, found.x.half(), narrow_plan())
+    assert torch.equal(again.tensor, done.tensor)
 
 
 def test_what_was_repaired_stays_repaired_when_memory_runs_out_afterwards():
@@ -135,55 +139,55 @@ def test_what_was_repaired_stays_repaired_when_memory_runs_out_afterwards():
         if done_bands == total // 2 and failures:
             raise failures.pop()
 
-    done, _ = rescued(found, plan=plan(band_bytes=60_000), on_step=on_step)
-    assert len(done.failures) == 1
+    done, _ = rescued(found, plan=narrow_plan(band_bytes=60_000), on_step=on_step)
+    assert len(done.report.failures) == 1
     assert len(done.report.rescued) == 1, "the second plan must start with the exponents of the first"
     check(found, done)
 
 
 def test_samples_of_a_batch_share_what_was_learnt():
     found = case("inner", "decoder", "first")
-    done = run_guarded(found.graph(), found.x.half().repeat(3, 1, 1, 1), plan())
+    done = run_guarded(found.graph(), found.x.half().repeat(3, 1, 1, 1), narrow_plan())
     assert len(done.report.rescued) == 1
-    torch.testing.assert_close(done.result[1:], done.result[:1].expand(2, -1, -1, -1), rtol=0, atol=0.02)
+    torch.testing.assert_close(done.tensor[1:], done.tensor[:1].expand(2, -1, -1, -1), rtol=0, atol=0.02)
 
 
 # what the user allows
 
 
 def test_never_leaves_the_picture_as_it_comes():
-    done, _ = rescued(case("stream", "decoder", "middle"), policy=Policy("never"))
-    assert not bool(torch.isfinite(done.result).all())
+    done, _ = rescued(case("stream", "decoder", "middle"), policy=PrecisionPolicy("never"))
+    assert not bool(torch.isfinite(done.tensor).all())
     assert (done.report.steps_shifted, done.report.rescued) == (0, ())
 
 
 @pytest.mark.parametrize("place", CASES)
 def test_always_fp32_computes_everything_in_fp32_from_half_precision_weights(place):
     found = case(place, "decoder", "middle")
-    done, _ = rescued(found, policy=Policy("fp32"))
-    assert (done.report.dtype, done.report.sentence, done.report.steps_recomputed) == ("fp32", "", 0)
-    assert done.result.dtype == HALF
+    done, _ = rescued(found, policy=PrecisionPolicy("fp32"))
+    assert (done.report.dtype, done.report.precision, done.report.steps_recomputed) == ("fp32", "", 0)
+    assert done.tensor.dtype == HALF
     reference = found.forward("twin", FULL)
-    assert rms(done.result.float() - reference) <= 2e-3 * rms(reference)
-    assert not done.needs
+    assert rms(done.tensor.float() - reference) <= 2e-3 * rms(reference)
+    assert not done.fixes
 
 
 @pytest.mark.parametrize("place", CASES)
 def test_bf16_only_where_the_user_prefers_it(place):
     found = case(place, "decoder", "middle")
-    done, _ = rescued(found, policy=Policy(prefer_bf16=True))
+    done, _ = rescued(found, policy=PrecisionPolicy(prefer_bf16=True))
     assert done.report.dtype == "bf16"
-    assert done.report.sentence == f"all {len(found.graph().steps)} steps were computed in bf16: fp16 overflowed"
-    assert done.needs == PrecisionFixes(whole="bf16")
-    assert bool(torch.isfinite(done.result).all())
-    again, _ = rescued(found, done.needs, policy=Policy(prefer_bf16=True))
+    assert done.report.precision == f"all {len(found.graph().steps)} steps were computed in bf16: fp16 overflowed"
+    assert done.fixes == PrecisionFixes(whole="bf16")
+    assert bool(torch.isfinite(done.tensor).all())
+    again, _ = rescued(found, done.fixes, policy=PrecisionPolicy(prefer_bf16=True))
     assert (again.report.dtype, again.report.steps_recomputed) == ("bf16", 0)
-    otherwise, _ = rescued(found, done.needs)
+    otherwise, _ = rescued(found, done.fixes)
     assert otherwise.report.dtype == "fp16", "what was learnt for bf16 says nothing to those who do not want it"
 
 
 def test_without_fp32_a_range_shift_still_helps_and_what_needs_fp32_is_an_error():
-    allowed = Policy(may_use_fp32=False)
+    allowed = PrecisionPolicy(may_use_fp32=False)
     done, _ = rescued(case("stream", "decoder", "middle"), policy=allowed)
     assert done.report.steps_shifted > 0
     with pytest.raises(NanError, match=r"overflows fp16 in decoder\.conv_out and computing in fp32 is switched off"):
@@ -193,27 +197,27 @@ def test_without_fp32_a_range_shift_still_helps_and_what_needs_fp32_is_an_error(
 def test_an_input_beyond_half_precision_runs_in_fp32_as_a_whole():
     vae = base_vae()
     x = picture(4, 16, 12) * 1e5
-    done = run_guarded(decoder_graph(copy.deepcopy(vae).half()), x, plan())
+    done = run_guarded(decoder_graph(copy.deepcopy(vae).half()), x, narrow_plan())
     assert (done.report.dtype, done.report.steps_fp32) == ("fp32", 17)
     assert done.report.steps_recomputed >= 1
-    assert done.report.sentence == "all 17 steps were computed in fp32: fp16 overflowed"
+    assert done.report.precision == "all 17 steps were computed in fp32: fp16 overflowed"
     with torch.no_grad():
         reference = vae.decode(x)
-    assert rms(done.result.float() - reference) <= 2e-3 * rms(reference)
-    again = run_guarded(decoder_graph(copy.deepcopy(vae).half()), x, plan(), needs=done.needs)
+    assert rms(done.tensor.float() - reference) <= 2e-3 * rms(reference)
+    again = run_guarded(decoder_graph(copy.deepcopy(vae).half()), x, narrow_plan(), fixes=done.fixes)
     assert again.report.steps_recomputed == 0
 
 
 def test_sentences_count_steps():
     stream, _ = rescued(case("stream", "decoder", "middle"))
-    assert stream.report.sentence == "8 of 17 steps were shifted to stay in range"
-    assert stream.report.infotext == "fp16, 8 shifted"
+    assert stream.report.precision == "8 of 17 steps were shifted to stay in range"
+    assert stream.report.precision_infotext == "fp16, 8 shifted"
     last, _ = rescued(case("last norm", "decoder", "middle"))
-    assert last.report.sentence == "1 of 17 steps were computed in fp32"
-    assert last.report.infotext == "fp16, 1 in fp32"
-    sound = run_guarded(decoder_graph(base_vae().half()), picture(4, 16, 12).half(), plan())
-    assert (sound.report.sentence, sound.report.infotext) == ("", "fp16")
-    assert not sound.needs
+    assert last.report.precision == "1 of 17 steps were computed in fp32"
+    assert last.report.precision_infotext == "fp16, 1 in fp32"
+    sound = run_guarded(decoder_graph(base_vae().half()), picture(4, 16, 12).half(), narrow_plan())
+    assert (sound.report.precision, sound.report.precision_infotext, sound.report.dtype) == ("", "", "fp16")
+    assert not sound.fixes
 
 
 # what was learnt
@@ -277,5 +281,5 @@ def test_weights_made_in_inference_mode_are_guarded_too():
         with torch.no_grad():
             vae.decoder.conv_out.bias[-1] = float("nan")
     with pytest.raises(NanError, match=r"contain NaN in decoder\.conv_out\.bias"):
-        run_guarded(decoder_graph(vae), picture(4, 16, 12), plan(FULL))
+        run_guarded(decoder_graph(vae), picture(4, 16, 12), narrow_plan(FULL))
     assert len(weights_key(decoder_graph(vae))) == 32

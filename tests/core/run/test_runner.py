@@ -11,7 +11,9 @@ from vae_files import kl_config, picture, randomised
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
 from sd_vae_kit.core.run.forecast import forecast
-from sd_vae_kit.core.run.runner import VaeRunner, graph_of, planned
+from sd_vae_kit.core.run.planning import graph_of, planned
+from sd_vae_kit.core.run.request import RunRequest
+from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError
 from sd_vae_kit.hosts.multidiffusion_compat import DEFAULTS, TileSizes, tile_sizes
 from sd_vae_kit.settings.job import AS_SET, JobTiling
@@ -28,12 +30,12 @@ def vae():
 
 
 def run(runner, network, part, x, tiling, **more):
-    return runner.run(network, part, x, dtype=FP32, device=CPU, tiling=tiling, **more)
+    return runner.run(network, part, x, RunRequest(tiling, dtype=FP32, **more)).tensor
 
 
 @pytest.mark.parametrize(("tiling", "is_streamed"), [(AUTO, False), (OFF, False), (ALWAYS, True), (TIGHT, True)])
 def test_both_halves_give_what_their_own_forward_gives(vae, tiling, is_streamed):
-    runner = VaeRunner()
+    runner = Runner()
     z, image = torch.randn(2, 4, 40, 24), picture(80, 48)
     assert_close(run(runner, vae, "decoder", z, tiling), vae.decode(z), atol=1e-5, rtol=0)
     assert_close(run(runner, vae, "encoder", image, tiling), vae.encode(image), atol=1e-5, rtol=0)
@@ -42,19 +44,18 @@ def test_both_halves_give_what_their_own_forward_gives(vae, tiling, is_streamed)
         assert report.is_streamed is is_streamed
         assert (report.bands > 1) is is_streamed
         assert (report.dtype, report.failures, report.steps_shifted) == ("fp32", (), 0)
-    assert runner.mine == runner.last["encoder"]
 
 
 def test_a_half_alone_is_run_without_the_convolution_beside_it(vae):
     z = torch.randn(1, 4, 24, 16)
-    assert_close(run(VaeRunner(), vae.decoder, "decoder", z, ALWAYS), vae.decoder(z), atol=1e-5, rtol=0)
+    assert_close(run(Runner(), vae.decoder, "decoder", z, ALWAYS), vae.decoder(z), atol=1e-5, rtol=0)
 
 
 def test_a_tiny_vae_runs_by_the_same_way():
     tiny = randomised(TinyAutoencoder(TinyConfig(width=16))).requires_grad_(False)
-    latent, runner = torch.randn(1, 4, 24, 16), VaeRunner()
+    latent, runner = torch.randn(1, 4, 24, 16), Runner()
     assert_close(run(runner, tiny, "decoder", latent, TIGHT), tiny.decode(latent), atol=1e-5, rtol=0)
-    assert runner.mine.bands > 1
+    assert runner.last["decoder"].bands > 1
 
 
 def test_the_input_may_be_an_inference_tensor_and_autocast_active_outside(vae):
@@ -62,27 +63,27 @@ def test_the_input_may_be_an_inference_tensor_and_autocast_active_outside(vae):
         z = torch.randn(1, 4, 24, 16)
     before = z.clone()
     with torch.autocast("cpu", torch.bfloat16):
-        result = run(VaeRunner(), vae, "decoder", z, ALWAYS)
+        result = run(Runner(), vae, "decoder", z, ALWAYS)
     assert result.dtype == FP32
     assert_close(result, vae.decode(before), atol=1e-5, rtol=0)
     assert torch.equal(z, before)
 
 
 def test_progress_counts_bands_and_stops_when_told(vae):
-    seen, z, runner = [], torch.randn(1, 4, 24, 16), VaeRunner()
+    seen, z, runner = [], torch.randn(1, 4, 24, 16), Runner()
     run(runner, vae, "decoder", z, ALWAYS, on_step=lambda done, total: seen.append((done, total)) is None)
     assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))
-    kept = runner.mine
+    kept = runner.last["decoder"]
     with pytest.raises(Interrupted):
         run(runner, vae, "decoder", z, ALWAYS, on_step=lambda done, total: done < 3)
-    assert runner.mine is kept, "what was stopped is not what was done"
+    assert runner.last["decoder"] is kept, "what was stopped is not what was done"
 
 
 def test_running_out_of_memory_goes_on_with_a_smaller_plan_and_says_so(vae):
-    z, runner = torch.randn(1, 4, 128, 96), VaeRunner()
+    z, runner = torch.randn(1, 4, 128, 96), Runner()
     expected = vae.decode(z)
     graph = graph_of(vae, "decoder")
-    assert planned(graph, tuple(z.shape), FP32, CPU, AUTO)[1].kind == "whole"
+    assert planned(graph, tuple(z.shape), FP32, CPU, AUTO).kind == "whole"
     calls = itertools.count()
 
     def out_of_memory(done, total):
@@ -92,14 +93,14 @@ def test_running_out_of_memory_goes_on_with_a_smaller_plan_and_says_so(vae):
 
     result = run(runner, vae, "decoder", z, AUTO, on_step=out_of_memory)
     assert_close(result, expected, atol=1e-5, rtol=0)
-    assert runner.mine.plan.startswith("stream")
-    assert runner.mine.failures == (
+    assert runner.last["decoder"].plan.startswith("stream")
+    assert runner.last["decoder"].failures == (
         "whole ran out of memory (DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes.)",
     )
 
 
 def test_other_models_are_moved_away_before_a_smaller_plan_is_tried(vae):
-    z, runner, asked = torch.randn(1, 4, 24, 16), VaeRunner(), []
+    z, runner, asked = torch.randn(1, 4, 24, 16), Runner(), []
     calls = itertools.count()
 
     def on_step(done, total):
@@ -110,7 +111,7 @@ def test_other_models_are_moved_away_before_a_smaller_plan_is_tried(vae):
     run(runner, vae, "decoder", z, AUTO, on_step=on_step, make_room=lambda needed: asked.append(needed) is None)
     assert len(asked) == 1
     assert asked[0] > 0
-    assert (runner.mine.plan, len(runner.mine.failures)) == ("whole", 1)
+    assert (runner.last["decoder"].plan, len(runner.last["decoder"].failures)) == ("whole", 1)
 
 
 def test_room_is_asked_for_where_even_the_smallest_plan_does_not_fit(vae):
@@ -120,7 +121,7 @@ def test_room_is_asked_for_where_even_the_smallest_plan_does_not_fit(vae):
         asked.append(needed)
         return False
 
-    run(VaeRunner(), vae, "decoder", torch.randn(1, 4, 64, 64), TIGHT, make_room=make_room)
+    run(Runner(), vae, "decoder", torch.randn(1, 4, 64, 64), TIGHT, make_room=make_room)
     assert len(asked) == 1
 
 
@@ -128,7 +129,7 @@ def test_weights_that_do_not_count_who_writes_to_them_are_looked_at_each_time():
     """Forge's are inference tensors: another VAE in the same place must not pass for the one before."""
     with torch.inference_mode():
         vae = randomised(AutoencoderKL(kl_config())).requires_grad_(False)
-        runner, graph = VaeRunner(), graph_of(vae, "decoder")
+        runner, graph = Runner(), graph_of(vae, "decoder")
         before = runner._key(vae, graph)
         assert runner._key(vae, graph) == before
         vae.decoder.conv_out.bias.mul_(2.0)
@@ -140,7 +141,7 @@ def test_when_no_plan_works_all_of_them_are_named(vae):
         raise MemoryError("no")
 
     with pytest.raises(NoMemoryError, match=r"with any plan \(whole ran out of memory .*stream"):
-        run(VaeRunner(), vae, "decoder", torch.randn(1, 4, 128, 96), AUTO, on_step=on_step)
+        run(Runner(), vae, "decoder", torch.randn(1, 4, 128, 96), AUTO, on_step=on_step)
 
 
 def test_switched_off_it_never_falls_back_to_bands(vae):
@@ -148,7 +149,7 @@ def test_switched_off_it_never_falls_back_to_bands(vae):
         raise MemoryError("no")
 
     with pytest.raises(MemoryError, match="no"):
-        run(VaeRunner(), vae, "decoder", torch.randn(1, 4, 24, 16), OFF, on_step=on_step)
+        run(Runner(), vae, "decoder", torch.randn(1, 4, 24, 16), OFF, on_step=on_step)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +163,10 @@ def test_switched_off_it_never_falls_back_to_bands(vae):
 )
 def test_what_is_not_understood_is_left_alone_with_a_reason(vae, change, reason):
     change(vae)
-    runner = VaeRunner()
+    runner = Runner()
     with pytest.raises(StepAsideError, match=reason):
         run(runner, vae, "decoder", torch.randn(1, 4, 8, 8), AUTO)
-    assert runner.mine is None
+    assert runner.last == {}
 
 
 # --- what a job chooses ----------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def test_tile_sizes_become_a_budget_of_memory(vae):
     # a picture of one tile runs whole, a larger one does not
     graph = graph_of(vae, "decoder")
     for side, kind in ((48, "whole"), (240, "stream")):
-        assert planned(graph, (1, 4, side, side), FP32, CPU, small)[1].kind.startswith(kind)
+        assert planned(graph, (1, 4, side, side), FP32, CPU, small).kind.startswith(kind)
 
 
 # --- the sentence ----------------------------------------------------------------------------------------------------
