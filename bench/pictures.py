@@ -20,7 +20,7 @@ from sd_vae_kit.core.graph.from_module import LayerGraph, decoder_graph, encoder
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, split_moments
 from sd_vae_kit.core.vae import build, read_vae
 
-DEMO = Path(__file__).parent.parent / "sd_vae_kit" / "demo"
+DEMO = Path(__file__).parent.parent / "sd_vae_kit" / "standalone" / "demo"
 VAES = ("demo_natural", "demo_vivid")
 PHOTOGRAPHS = ("astronaut", "coffee")
 

@@ -123,7 +123,7 @@ def load(path: Path, threads: int, is_fresh: bool) -> Records:
 def engine_hash() -> str:
     """Of what is measured: the package's core and the variants."""
     digest = hashlib.sha256()
-    for path in sorted([*(ROOT / "sd_vae_kit" / "core").glob("*.py"), ROOT / "bench" / "variants.py"]):
+    for path in sorted([*(ROOT / "sd_vae_kit" / "core").rglob("*.py"), ROOT / "bench" / "variants.py"]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

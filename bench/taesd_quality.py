@@ -19,7 +19,7 @@ from sd_vae_kit.core.vae import load_vae
 from sd_vae_kit.pictures import picture_file as pictures
 
 NAMES = ("taesd", "taesdxl", "taesd3", "taef1")
-PHOTOGRAPHS = Path(__file__).parent.parent / "sd_vae_kit" / "demo" / "photographs"
+PHOTOGRAPHS = Path(__file__).parent.parent / "sd_vae_kit" / "standalone" / "demo" / "photographs"
 SIZE = (512, 320)  # width, height
 
 

@@ -20,7 +20,7 @@ from sd_vae_kit.core.vae import Vae, load_vae
 from sd_vae_kit.pictures import picture_file as pictures
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-PHOTOGRAPHS = Path(__file__).parent.parent / "sd_vae_kit" / "demo" / "photographs"
+PHOTOGRAPHS = Path(__file__).parent.parent / "sd_vae_kit" / "standalone" / "demo" / "photographs"
 
 
 def cells_of(vae: Vae, path: Path) -> tuple[Tensor, Tensor]:

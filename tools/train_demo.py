@@ -1,4 +1,4 @@
-"""Train the demo VAEs in sd_vae_kit/demo: small networks in Stable Diffusion 1's latent space.
+"""Train the demo VAEs in sd_vae_kit/standalone/demo: small networks in Stable Diffusion 1's latent space.
 
 TAESD (madebyollin/taesd, MIT) is the teacher: its encoder turns photographs into latents.  The decoders learn to turn
 those latents back into the photographs, the encoder learns to produce them.  Given the teacher, the parts do not need
@@ -8,12 +8,13 @@ each other, so each is a job of its own:
     python -m tools.train_demo --part decoder --minutes 60 --pictures DIR
     python -m tools.train_demo --part decoder --look vivid --minutes 15 --pictures DIR
     python -m tools.train_demo --part tiny --minutes 35 --pictures DIR
-    python -m tools.train_demo --export sd_vae_kit/demo
-    python -m tools.train_demo --evaluate sd_vae_kit/demo --pictures DIR
+    python -m tools.train_demo --export sd_vae_kit/standalone/demo
+    python -m tools.train_demo --evaluate sd_vae_kit/standalone/demo --pictures DIR
 
 `--weights` (or VAE_KIT_TEST_WEIGHTS) is the folder with taesd_encoder.safetensors and taesd_decoder.safetensors.
-`--pictures` are folders searched for pictures; those of the installed scikit-image and scikit-learn are added.
-sd_vae_kit/demo/README.md says which were used.  The pictures named in `HELD_OUT` are never trained on.
+`--pictures` are folders searched for pictures; those of the installed scikit-image and scikit-learn are added
+(`.venv/bin/python -m pip install -r requirements-train.lock` installs both).
+sd_vae_kit/standalone/demo/README.md says which were used.  The pictures named in `HELD_OUT` are never trained on.
 
 The schedule follows the clock, not the step count, so that a job ends when it was asked to; a second run draws from the
 same pictures in the same order, but changes the size of the crops at other steps.  `--resume` goes on from the last
