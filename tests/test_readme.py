@@ -1,55 +1,59 @@
-"""The README says what is true: its tables come from the settings, its pictures exist, its links lead somewhere."""
+"""The README is short, in a newcomer's order, and what it links to is there."""
 
 import re
-import sys
 
-import pytest
 from conftest import ROOT
 
-from sd_vae_kit.settings.repairs import repair_specs
-from sd_vae_kit.settings.sections import SECTION_TITLES, Spec, specs
-from sd_vae_kit.webui.job_settings import job_specs
-
 README = (ROOT / "README.md").read_text("utf-8")
-ORDER = ("# VAE Kit", "## Install into A1111 or Forge", "## Try it alone", "## Test", "## What each control does")
+MOST_WORDS, MOST_BYTES = 1300, 400_000
+ORDER = (
+    "# VAE Kit",
+    "## What it does, in three pictures",
+    "## What ran where",
+    "## Install into a web UI",
+    "## Try it alone",
+    "## Test",
+    "## Where to read on",
+    "## Troubleshooting",
+)
 
 
-def row(spec: Spec) -> str:
-    """A setting's line in the README; to update the README, run `python tests/test_readme.py` and paste."""
-    return f"| {spec.label}{f' ({spec.unit})' if spec.unit else ''} | {spec.help} |"
+def section(heading: str) -> str:
+    return re.split(r"^## ", README, flags=re.MULTILINE)[[*ORDER].index(heading)]
 
 
-@pytest.mark.parametrize("spec", [*specs(), *repair_specs(), *job_specs()], ids=lambda spec: spec.key)
-def test_every_setting_is_explained_in_its_own_words(spec):
-    assert row(spec) in README
-
-
-def test_every_section_of_settings_has_its_heading():
-    assert all(f"**{title}**" in README for title in SECTION_TITLES.values())
+def test_it_can_be_read_in_a_few_minutes():
+    assert len(README.split()) <= MOST_WORDS
 
 
 def test_a_newcomer_reads_it_in_this_order():
-    places = [README.index(heading) for heading in (*ORDER, "## Troubleshooting")]
+    places = [README.index(heading) for heading in ORDER]
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)", README))))
-def test_every_link_and_picture_is_there(target):
-    if "://" not in target:
-        assert (ROOT / target).is_file()
+def test_it_says_what_it_does_in_three_pictures():
+    assert len(re.findall(r"!\[[^\]]+\]\(docs/images/", section(ORDER[1]))) == 3
+    assert README.count("![") == 3
+
+
+def test_what_never_ran_is_said_first():
+    rows = [line for line in section(ORDER[2]).splitlines() if line.startswith("| ")]
+    assert "never" in rows[1]
+    assert not any("never" in row for row in rows[2:])
+
+
+def test_first_success_takes_four_lines_and_troubleshooting_ten():
+    assert re.findall(r"^(\d)\. ", section(ORDER[3]), flags=re.MULTILINE) == ["1", "2", "3", "4"]
+    rows = [line for line in section(ORDER[7]).splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 10
 
 
 def test_pictures_are_small_enough_to_load():
-    pictures = sorted((ROOT / "docs" / "images").glob("*.png"))
-    assert pictures
-    assert [picture.name for picture in pictures if picture.stat().st_size > 400_000] == []
+    pictures = sorted((ROOT / "docs" / "images").iterdir())
+    assert len(pictures) > 10
+    assert [picture.name for picture in pictures if picture.stat().st_size > MOST_BYTES] == []
 
 
-if __name__ == "__main__":
-    for title, listed in (
-        *((title, [s for s in specs() if s.section == name]) for name, title in SECTION_TITLES.items()),
-        ("Repairs", list(repair_specs())),
-        ("Panel", list(job_specs())),
-    ):
-        lines = (f"\n**{title}**\n", "| setting | what it does |", "|---|---|", *map(row, listed))
-        sys.stdout.write("\n".join(lines) + "\n")
+def test_every_picture_is_shown_somewhere():
+    pages = "".join(page.read_text("utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    assert [picture.name for picture in (ROOT / "docs" / "images").iterdir() if picture.name not in pages] == []
