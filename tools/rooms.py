@@ -23,7 +23,7 @@ from test_layers import HOST, MAY_IMPORT, MODULES, PACKAGE, imported_names, laye
 
 PICTURE = ROOT / "docs" / "images" / "rooms.svg"
 # Rooms that any room may use, in the bottom row; arrows to them would say nothing.
-FOUNDATION = ("errors", "wording", "state", "settings", "core.dtypes", "core.halves", "__init__")
+FOUNDATION = ("errors", "wording", "units", "version", "state", "settings", "core.dtypes", "core.halves")
 TELLING = ("torch", "gradio", "requests")
 BOX_WIDTH, BOX_HEIGHT, LANE_WIDTH, GAP, ROW = 154, 56, 10, 26, 104
 MARGIN, TOP = 24, 56
@@ -59,7 +59,7 @@ class Room:
     def size(self) -> str:
         """Lines rounded to hundreds, so that a small edit leaves the picture as it is."""
         files = "1 file" if self.files == 1 else f"{self.files} files"
-        return f"{files}, {max(100, round(self.lines, -2)):,} lines"
+        return f"{files}, {round(self.lines, -2):,} lines" if self.lines >= 100 else files
 
     @property
     def third_party(self) -> str:
@@ -257,15 +257,24 @@ def draw(rooms: dict[str, Room]) -> str:
     parts = [box(rooms[p.name], p.x, top_of(p.row)) for line in lines for p in line if p.is_box]
     parts += [arrow(p, end) for line in lines for p in line if p.is_box for end in p.below]
     width = round(max(p.x + p.width / 2 for line in lines for p in line) + MARGIN)
-    foundation = [rooms[name] for name in FOUNDATION if name in rooms]
-    width = max(width, (BOX_WIDTH + 12) * len(foundation) + 2 * MARGIN)
     bottom = top_of(len(lines)) + 10
-    start = (width - (BOX_WIDTH + 12) * len(foundation) + 12 + BOX_WIDTH) / 2
     parts.append(f'<text x="{width / 2:.0f}" y="{bottom - 12}" class="note">used by every room above</text>')
-    parts += [box(room, start + index * (BOX_WIDTH + 12), bottom) for index, room in enumerate(foundation)]
+    found, height = foundation([rooms[name] for name in FOUNDATION if name in rooms], width, bottom)
+    parts += found
     parts += legend()
-    height = bottom + BOX_HEIGHT + MARGIN
     return "\n".join((HEAD.format(width=width, height=height), *parts, "</svg>", ""))
+
+
+def foundation(rooms: list[Room], width: int, top: int) -> tuple[list[str], int]:
+    """Rows of boxes in the middle of the picture, and where the picture ends."""
+    step, parts = BOX_WIDTH + 12, []
+    each = (width - 2 * MARGIN + 12) // step
+    for start in range(0, len(rooms), each):
+        row = rooms[start : start + each]
+        left = (width - step * len(row) + 12 + BOX_WIDTH) / 2
+        parts += [box(room, left + index * step, top) for index, room in enumerate(row)]
+        top += BOX_HEIGHT + 12
+    return parts, top + MARGIN
 
 
 def top_of(row: int) -> int:
