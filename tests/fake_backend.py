@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sd_vae_kit.errors import OptionError, VaeNotFoundError
-from sd_vae_kit.settings.sections import Settings, Value, to_values, with_values
+from sd_vae_kit.settings.sections import Settings, to_values, with_values
+from sd_vae_kit.settings.spec import Value
 from sd_vae_kit.standalone.job import Finished, Snapshot, Txt2Img
 from sd_vae_kit.standalone.pages.backend_protocol import Pasted, TopBar, VaeFacts, VaeRow
 from sd_vae_kit.web.message import Message

@@ -72,7 +72,7 @@ def main() -> None:
             shutil.copy(options.weights / "taesd_decoder.safetensors", folders.own_tiny_vaes)
         backend = app.build_backend(folders, Path(folder) / "shown")
         backend.change({"vae_kit_preview_share": 100})
-        rows = [row_of(method, *previews_of(backend, method)) for method in ("TAESD", "linear")]
+        rows = [row_of(method, *previews_of(backend, method)) for method in ("taesd", "linear")]
         backend.close()
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows) + 6), "white")
     for i, row in enumerate(rows):

@@ -20,7 +20,7 @@ from sd_vae_kit.core.run.report import RunReport
 from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import NanError, NoMemoryError, OptionError
-from sd_vae_kit.settings.sections import BUDGET_MAX_MB, TILING_MODES, TilingSettings
+from sd_vae_kit.settings.sections import AUTO, BUDGET_MAX_MB, STREAM, TilingMode, TilingSettings
 
 SECONDS_WITHOUT_PROGRESS = 1.0
 
@@ -45,7 +45,7 @@ def tiling_of(options: argparse.Namespace) -> TilingSettings:
         raise OptionError(f"--memory-mb is {budget:g}; it is a number of MiB from 1 to {BUDGET_MAX_MB}.")
     if budget is not None and options.tiling == "off":
         raise OptionError("--memory-mb means nothing with --tiling off, which runs every picture whole; leave one out.")
-    mode = TILING_MODES[options.tiling == "exact"]
+    mode: TilingMode = STREAM if options.tiling == "exact" else AUTO
     return TilingSettings(enabled=options.tiling != "off", mode=mode, memory_mb=int(budget or 0))
 
 

@@ -130,9 +130,9 @@ class Previewer:
 
     Attributes:
         latent_format: Whose latents.
-        method: "TAESD", "linear" or "off", as in the settings.
+        method: "taesd", "linear" or "off", as in the settings.
         max_side: Longest side of a preview in pixels.
-        decode_tiny: The tiny decoder; without one, "TAESD" falls back to "linear".
+        decode_tiny: The tiny decoder; without one, "taesd" falls back to "linear".
         slow: Seconds that one preview may take; the next ones are half as large until they are quicker, and grow again
             where they take far less.
         cells: Longest side of the next one, in cells of the latent.
@@ -140,7 +140,7 @@ class Previewer:
     """
 
     latent_format: LatentFormat
-    method: str = "TAESD"
+    method: str = "taesd"
     max_side: int = 512
     decode_tiny: Decode | None = None
     slow: float = 1.0
@@ -189,7 +189,7 @@ class Previewer:
         """(1, z_channels, h, w) -> (1, 3, H, W), no side longer than `max_side`."""
         downscale = self.latent_format.downscale
         small = shrink(self.latent_format.unpacked(latent), self.cells)
-        if self.method == "TAESD" and self.decode_tiny is not None:
+        if self.method == "taesd" and self.decode_tiny is not None:
             return self.decode_tiny(small)
         if self.latent_format.name not in LINEAR_RGB:
             raise VaeKitError(f"no colours are known for latents of {self.latent_format.label}; install its TAESD")

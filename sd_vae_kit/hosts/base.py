@@ -22,12 +22,13 @@ from sd_vae_kit.core.live_weights import LiveWeights
 from sd_vae_kit.core.networks.latent_format import family_label
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
 from sd_vae_kit.core.run.request import RunRequest
-from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.errors import SettingError, VaeKitError
 from sd_vae_kit.hosts.interceptor import InterceptedHost, VaeInterceptor
 from sd_vae_kit.hosts.model_facts import is_blank, precision_of
 from sd_vae_kit.hosts.patch import Patches
-from sd_vae_kit.settings.repairs import Repairs, repair_specs
-from sd_vae_kit.settings.sections import AUTOMATIC, NONE, Settings, specs, with_values
+from sd_vae_kit.settings.repairs import REPAIR_SPECS, Repairs
+from sd_vae_kit.settings.sections import AUTOMATIC, NONE, SPECS, Settings, settings_from
+from sd_vae_kit.settings.spec import Spec
 from sd_vae_kit.vaes.call_gate import CallGate
 from sd_vae_kit.vaes.catalogue import KnownVae, catalogue
 from sd_vae_kit.vaes.choice import Decision, resolve
@@ -259,16 +260,14 @@ class WebuiHost(InterceptedHost):
     @property
     def settings(self) -> Settings:
         """The values now; one that does not fit is taken as its default."""
-        settings = Settings()
-        for spec in specs():
-            value = self.option(spec.key, spec.default)
-            if spec.control == "vae":
-                value = {"auto": AUTOMATIC, "": AUTOMATIC}.get(str(value), value)
-            try:
-                settings = with_values(settings, {spec.key: value})
-            except VaeKitError as error:
-                self.notify_once(f"{error} The default, {spec.default!r}, is used.", "warning")
-        return settings
+        values = {spec.key: self.option(spec.key, spec.default) for spec in SPECS}
+        if values["sd_vae"] in ("auto", ""):
+            values["sd_vae"] = AUTOMATIC
+
+        def complain(spec: Spec, error: SettingError) -> None:
+            self.notify_once(f"{error} The default, {spec.default!r}, is used.", "warning")
+
+        return settings_from(values, complain)
 
     @property
     def inspector(self) -> Inspector:
@@ -287,7 +286,7 @@ class WebuiHost(InterceptedHost):
 
     @property
     def repairs(self) -> Repairs:
-        return Repairs(**{spec.name: bool(self.option(spec.key, spec.default)) for spec in repair_specs()})
+        return Repairs(**{spec.name: bool(self.option(spec.key, spec.default)) for spec in REPAIR_SPECS})
 
     def keep_leaks(self, keys: Iterable[str]) -> None:
         """Give options their place among the saved ones; the program restores only those after a request."""

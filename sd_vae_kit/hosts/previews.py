@@ -196,7 +196,7 @@ class HostPreviews:
             elif method == TAESD:
                 instead = "The linear preview is shown." if family in LINEAR_RGB else "There is no preview."
                 self._host.notify_once(f"{self._taesd.vaes.missing(family, 'decoder')} {instead}", "warning")
-            self._makers[key] = Previewer(FORMATS[family], "TAESD" if decode else "linear", side, decode)
+            self._makers[key] = Previewer(FORMATS[family], "taesd" if decode else "linear", side, decode)
             self._makers[key].begin_with(self._cells.get(key, FIRST_CELLS))
         return self._makers[key]
 

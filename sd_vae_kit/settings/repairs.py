@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from sd_vae_kit.settings.sections import Spec, setting
+from sd_vae_kit.settings.spec import Spec, setting, specs_of
 
 
 def _switch(label: str, sentence: str) -> bool:
@@ -60,10 +58,4 @@ class Repairs:
     )
 
 
-def repair_specs() -> Iterator[Spec]:
-    """The switches in the order shown."""
-    for item in fields(Repairs):
-        spec: Spec = item.metadata["spec"]
-        yield dataclasses.replace(
-            spec, key=f"vae_kit_repair_{item.name}", section="repairs", name=item.name, default=bool(item.default)
-        )
+REPAIR_SPECS = specs_of(Repairs, "repairs", "vae_kit_repair_")  # in the order shown

@@ -1,97 +1,32 @@
 """Everything a user can set, as data: one frozen dataclass per feature, a sentence per setting.
 
 User interface, command line, hosts' option pages, API arguments and infotext are made from these fields; nothing
-about a setting is written down twice.  `settings_store` keeps the stand-alone app's values on disk; a host its own.
+about a setting is written down twice.  `settings.store` keeps the stand-alone app's values on disk; a host its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Literal, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Final, Literal
 
 from sd_vae_kit.errors import SettingError
+from sd_vae_kit.settings.spec import Choice, Spec, Value, setting, specs_of
 
-Value = bool | int | float | str
-Control = Literal["checkbox", "slider", "number", "choice", "text", "vae"]
-
-AUTOMATIC = "Automatic"
-AS_SET = "As in Settings"  # of a job: the choice is left to the settings
-NONE = "None"
+# Hosts own the options sd_vae, sd_vae_encode_method and sd_vae_decode_method and write their values into pictures
+# ("VAE", "VAE Encoder", "VAE Decoder"): these words are theirs, so the identifier is the host's own text.
+AUTOMATIC, NONE = "Automatic", "None"
 FULL, TAESD = "Full", "TAESD"
+VAE_TYPES = (Choice(FULL, "Full"), Choice(TAESD, "TAESD"))
 
-
-@dataclass(frozen=True)
-class Spec:
-    """What is known about one setting.
-
-    Attributes:
-        label: Short name shown beside the control.
-        help: One sentence: what it does and when to change it.
-        control: How it is shown; "vae" is a dropdown over the library's names, Automatic and None.
-        choices: Allowed values of a "choice".
-        minimum, maximum, step: Limits of a number, inclusive.
-        unit: Unit of a number, such as "px".
-        infotext: Key written into a picture's parameters when the value matters for the picture.
-        key: Name in hosts' option files and in the settings file; default `vae_kit_<section>_<field>`.
-        section, name, default: Filled in from the dataclass.
-    """
-
-    label: str
-    help: str
-    control: Control
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-    maximum: float | None = None
-    step: float | None = None
-    unit: str = ""
-    infotext: str = ""
-    key: str = ""
-    section: str = ""
-    name: str = ""
-    default: Value = ""
-
-    def check(self, value: object) -> Value:
-        """The value in this setting's own type.
-
-        Raises:
-            SettingError: Wrong type, outside the limits or not among the choices.
-        """
-        if self.control == "checkbox":
-            return self._checked_bool(value)
-        if isinstance(self.default, int | float):
-            return self._checked_number(value)
-        if not isinstance(value, str):
-            raise SettingError(f'"{self.label}" needs text, not {value!r}.')
-        if self.choices and value not in self.choices:
-            raise SettingError(f'"{self.label}" cannot be {value!r}; choose one of {", ".join(self.choices)}.')
-        return value
-
-    def _checked_bool(self, value: object) -> bool:
-        if not isinstance(value, bool):
-            raise SettingError(f'"{self.label}" is on or off, not {value!r}.')
-        return value
-
-    def _checked_number(self, value: object) -> int | float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            raise SettingError(f'"{self.label}" needs a number, not {value!r}.')
-        low, high = self.minimum, self.maximum
-        if (low is not None and value < low) or (high is not None and value > high):
-            raise SettingError(f'"{self.label}" is {value:g}; it must lie between {low:g} and {high:g}.')
-        if isinstance(self.default, int):
-            if value != int(value):
-                raise SettingError(f'"{self.label}" needs a whole number, not {value:g}.')
-            return int(value)
-        return float(value)
-
-
-T = TypeVar("T")
-
-
-def setting(default: T, spec: Spec) -> T:
-    """A dataclass field with its `Spec` attached."""
-    return field(default=default, metadata={"spec": spec})
+# Identifiers of our own settings' values.
+AUTO: Final = "auto"
+STREAM: Final = "stream"
+OFF: Final = "off"
+TilingMode = Literal["auto", "stream"]
+PrecisionMode = Literal["auto", "fp32", "never"]
+PreviewMethod = Literal["taesd", "linear", "off"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +70,7 @@ class VaeSettings:
             "VAE type for encode",
             "TAESD turns a picture into a latent with the small network of the model's family: fast, a little coarser.",
             "choice",
-            choices=(FULL, TAESD),
+            choices=VAE_TYPES,
             infotext="VAE Encoder",
             key="sd_vae_encode_method",
         ),
@@ -146,7 +81,7 @@ class VaeSettings:
             "VAE type for decode",
             "TAESD makes the picture with the small network of the model's family: fast, with simpler details.",
             "choice",
-            choices=(FULL, TAESD),
+            choices=VAE_TYPES,
             infotext="VAE Decoder",
             key="sd_vae_decode_method",
         ),
@@ -157,14 +92,15 @@ class VaeSettings:
 class PreviewSettings:
     """Pictures shown while sampling."""
 
-    method: str = setting(
-        "TAESD",
+    method: PreviewMethod = setting(
+        "taesd",
         Spec(
             "Live preview",
             "TAESD decodes with the small network of the model's family, linear mixes latent channels into colours, "
             "off shows none.",
             "choice",
-            choices=("TAESD", "linear", "off"),
+            choices=(Choice("taesd", "TAESD"), Choice("linear", "linear"), Choice("off", "off")),
+            formerly={"TAESD": "taesd"},
         ),
     )
     every_steps: int = setting(
@@ -248,7 +184,7 @@ class DownloadSettings:
             "Unencrypted http",
             "never contacts https addresses only, loopback also http on this computer, always any http address.",
             "choice",
-            choices=("never", "loopback", "always"),
+            choices=(Choice("never", "never"), Choice("loopback", "loopback"), Choice("always", "always")),
         ),
     )
     connect_seconds: float = setting(
@@ -321,7 +257,7 @@ class GuardSettings:
             "A VAE of another family",
             "warn uses it and says so, refuse keeps the VAE that was active, off does not look at families at all.",
             "choice",
-            choices=("warn", "refuse", "off"),
+            choices=(Choice("warn", "warn"), Choice("refuse", "refuse"), Choice("off", "off")),
         ),
     )
     by_hash: bool = setting(
@@ -346,7 +282,7 @@ class GuardSettings:
     )
 
 
-TILING_MODES = ("Auto", "Always stream")
+TILING_MODES = (Choice(AUTO, "Auto"), Choice(STREAM, "Always stream"))
 BUDGET_MAX_MB = 1_048_576
 
 
@@ -363,14 +299,15 @@ class TilingSettings:
             "checkbox",
         ),
     )
-    mode: str = setting(
-        TILING_MODES[0],
+    mode: TilingMode = setting(
+        "auto",
         Spec(
             "When to stream",
             "Auto runs a picture whole while it fits and in bands when it does not; Always stream takes the least "
             "memory that costs no time.",
             "choice",
             choices=TILING_MODES,
+            formerly={"Auto": "auto", "Always stream": "stream"},
         ),
     )
     memory_mb: int = setting(
@@ -397,21 +334,19 @@ class TilingSettings:
         return self.memory_mb * 2**20 or None
 
 
-PRECISION_MODES = ("Automatic", "Always fp32", "Never")
-
-
 @dataclass(frozen=True)
 class PrecisionSettings:
     """No black pictures: values beyond half precision are caught in the VAE and only what is needed is done again."""
 
-    mode: str = setting(
-        PRECISION_MODES[0],
+    mode: PrecisionMode = setting(
+        "auto",
         Spec(
             "Where half precision overflows",
             "Automatic computes only what overflowed again, shifted or in fp32; Always fp32 takes twice the memory; "
             "Never leaves the picture as it comes, which may be black.",
             "choice",
-            choices=PRECISION_MODES,
+            choices=(Choice("auto", "Automatic"), Choice("fp32", "Always fp32"), Choice("never", "Never")),
+            formerly={"Automatic": "auto", "Always fp32": "fp32", "Never": "never"},
         ),
     )
     prefer_bf16: bool = setting(
@@ -448,16 +383,12 @@ SECTION_TITLES = {
 }
 
 
-def specs() -> Iterator[Spec]:
-    """Every setting in the order shown to users."""
-    defaults = Settings()
-    for section in fields(defaults):
-        group = getattr(defaults, section.name)
-        for item in fields(group):
-            spec: Spec = item.metadata["spec"]
-            key = spec.key or f"vae_kit_{section.name}_{item.name}"
-            default: Value = getattr(group, item.name)
-            yield dataclasses.replace(spec, key=key, section=section.name, name=item.name, default=default)
+SPECS: tuple[Spec, ...] = tuple(  # every setting in the order shown to users
+    spec
+    for section in fields(Settings)
+    for spec in specs_of(type(getattr(Settings(), section.name)), section.name, f"vae_kit_{section.name}_")
+)
+SPEC_BY_KEY = {spec.key: spec for spec in SPECS}
 
 
 def spec_of(key: str) -> Spec:
@@ -466,15 +397,14 @@ def spec_of(key: str) -> Spec:
     Raises:
         SettingError: No such setting.
     """
-    for spec in specs():
-        if spec.key == key:
-            return spec
-    raise SettingError(f"There is no setting {key!r}; the keys are {', '.join(s.key for s in specs())}.")
+    if key not in SPEC_BY_KEY:
+        raise SettingError(f"There is no setting {key!r}; the keys are {', '.join(SPEC_BY_KEY)}.")
+    return SPEC_BY_KEY[key]
 
 
 def to_values(settings: Settings) -> dict[str, Value]:
     """Settings as key -> value."""
-    return {s.key: getattr(getattr(settings, s.section), s.name) for s in specs()}
+    return {spec.key: getattr(getattr(settings, spec.section), spec.name) for spec in SPECS}
 
 
 def with_values(settings: Settings, values: Mapping[str, object]) -> Settings:
@@ -483,8 +413,31 @@ def with_values(settings: Settings, values: Mapping[str, object]) -> Settings:
     Raises:
         SettingError: An unknown key or a value that does not fit.
     """
+    return _with_checked(settings, {key: spec_of(key).check(value) for key, value in values.items()})
+
+
+def settings_from(values: Mapping[str, object], complain: Callable[[Spec, SettingError], object]) -> Settings:
+    """Settings from saved values; what is missing, unknown or does not fit leaves the default.
+
+    Args:
+        values: By key.
+        complain: Called with each setting whose value does not fit, and why.
+    """
+    checked: dict[str, Value] = {}
+    for spec in SPECS:
+        if spec.key in values:
+            try:
+                checked[spec.key] = spec.check(values[spec.key])
+            except SettingError as error:
+                complain(spec, error)
+    return _with_checked(Settings(), checked)
+
+
+def _with_checked(settings: Settings, values: Mapping[str, Value]) -> Settings:
+    """Each section is made once, however many of its values change."""
+    changes: dict[str, dict[str, Value]] = {}
     for key, value in values.items():
-        spec = spec_of(key)
-        section = dataclasses.replace(getattr(settings, spec.section), **{spec.name: spec.check(value)})
-        settings = dataclasses.replace(settings, **{spec.section: section})
-    return settings
+        spec = SPEC_BY_KEY[key]
+        changes.setdefault(spec.section, {})[spec.name] = value
+    sections = {name: dataclasses.replace(getattr(settings, name), **new) for name, new in changes.items()}
+    return dataclasses.replace(settings, **sections)

@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.settings.sections import Settings, specs, to_values, with_values
+from sd_vae_kit.settings.sections import SPEC_BY_KEY, Settings, settings_from, to_values, with_values
+from sd_vae_kit.settings.spec import Spec
+from sd_vae_kit.state.json_store import JsonFormat, JsonStore
+
+
+@dataclass(frozen=True)
+class SavedSettings:
+    """What a settings file holds.
+
+    Attributes:
+        settings: The values in force.
+        unknown: Keys that this version does not know, kept for the version that does.
+        misfits: A sentence for each value that did not fit.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    unknown: Mapping[str, object] = field(default_factory=dict)
+    misfits: tuple[str, ...] = ()
+
+
+def _decoded(content: Mapping[str, object]) -> SavedSettings:
+    misfits: list[str] = []
+
+    def complain(spec: Spec, error: SettingError) -> None:
+        misfits.append(f"{error} The default is used.")
+
+    settings = settings_from(content, complain)
+    unknown = {key: value for key, value in content.items() if key not in SPEC_BY_KEY}
+    return SavedSettings(settings, unknown, tuple(misfits))
+
+
+def _encoded(saved: SavedSettings) -> dict[str, object]:
+    return {**saved.unknown, **to_values(saved.settings)}
+
+
+FORMAT: JsonFormat[SavedSettings] = JsonFormat(
+    _decoded,
+    _encoded,
+    SavedSettings,
+    damaged="{path} could not be read ({error}); defaults are used, the old file is {kept}.",
+    sets_aside=True,
+    indent=2,
+    mode=0o600,  # an address of a proxy may hold a password
+)
 
 
 class SettingsStore:
-    """Values in one JSON file, replaced atomically; safe to use from several threads.
+    """Values in one JSON file, replaced atomically; safe to use from several threads and programs.
 
     A file that cannot be read is kept beside the new one as `*.broken`, and `warnings` says so.  Keys this version does
     not know are kept, values that no longer fit fall back to the default with a warning.
@@ -22,20 +62,18 @@ class SettingsStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.warnings: list[str] = []
-        self._lock = threading.RLock()
-        self._listeners: list[Callable[[Settings], None]] = []
-        self._unknown: dict[str, object] = {}
-        self._settings = self._load()
+        self._damage: list[str] = []
+        self._store = JsonStore(path, FORMAT, self._damage.append)
 
     @property
     def settings(self) -> Settings:
         """The values now."""
-        return self._settings
+        return self._store.value.settings
 
-    def subscribe(self, listener: Callable[[Settings], None]) -> None:
-        """Call `listener` after every change that was saved."""
-        self._listeners.append(listener)
+    @property
+    def warnings(self) -> list[str]:
+        """One line for each thing that was not right with the file."""
+        return [*self._damage, *(f"{self.path.name}: {misfit}" for misfit in self._store.value.misfits)]
 
     def update(self, values: Mapping[str, object]) -> Settings:
         """Check, save and apply changes; on any error neither file nor values change.
@@ -43,58 +81,13 @@ class SettingsStore:
         Raises:
             SettingError: A value does not fit, or the file cannot be written.
         """
-        with self._lock:
-            settings = with_values(self._settings, values)
-            self._write(settings)
-            self._settings = settings
-        for listener in self._listeners:
-            listener(settings)
-        return settings
-
-    def _load(self) -> Settings:
         try:
-            stored = json.loads(self.path.read_text("utf-8"))
-            if not isinstance(stored, dict):
-                raise ValueError("not a JSON object")
-        except FileNotFoundError:
-            return Settings()
-        except (OSError, ValueError) as error:
-            return self._set_aside(error)
-        settings, known = Settings(), {spec.key for spec in specs()}
-        for key, value in stored.items():
-            if key not in known:
-                self._unknown[key] = value
-                continue
-            try:
-                settings = with_values(settings, {key: value})
-            except SettingError as error:
-                self.warnings.append(f"{self.path.name}: {error} The default is used.")
-        return settings
-
-    def _set_aside(self, error: Exception) -> Settings:
-        kept = self.path.with_name(self.path.name + ".broken")
-        try:
-            self.path.replace(kept)
-        except OSError:
-            kept = self.path
-        self.warnings.append(
-            f"{self.path} could not be read ({error}); defaults are used, the old file is {kept.name}."
-        )
-        return Settings()
-
-    def _write(self, settings: Settings) -> None:
-        text = json.dumps({**self._unknown, **to_values(settings)}, indent=2, ensure_ascii=False)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".part")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(text + "\n")
-                Path(temporary).replace(self.path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            return self._store.update(lambda saved: _changed(saved, values)).settings
         except OSError as error:
             raise SettingError(
                 f"Settings were not saved to {self.path}: {error}. Check the folder's permissions."
             ) from error
+
+
+def _changed(saved: SavedSettings, values: Mapping[str, object]) -> SavedSettings:
+    return replace(saved, settings=with_values(saved.settings, values))

@@ -11,7 +11,8 @@ from sd_vae_kit.errors import OptionError, PictureError, VaeKitError, VaeMismatc
 from sd_vae_kit.pictures import infotext
 from sd_vae_kit.pictures import picture_file as pictures
 from sd_vae_kit.settings.job import JobTiling
-from sd_vae_kit.settings.sections import AUTOMATIC, NONE, Settings, Value, spec_of, to_values
+from sd_vae_kit.settings.sections import AUTOMATIC, NONE, Settings, spec_of, to_values
+from sd_vae_kit.settings.spec import Value
 from sd_vae_kit.settings.store import SettingsStore
 from sd_vae_kit.standalone import paste, vae_facts
 from sd_vae_kit.standalone.api_backend import StandaloneApi

@@ -24,7 +24,7 @@ from sd_vae_kit.core.vae import Vae, load_vae, make_vae
 from sd_vae_kit.errors import OptionError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.pictures.picture_file import Pixels
 from sd_vae_kit.settings.job import JobTiling
-from sd_vae_kit.settings.sections import FULL, TAESD, PreviewSettings, Settings
+from sd_vae_kit.settings.sections import FULL, OFF, TAESD, PreviewSettings, Settings
 from sd_vae_kit.settings.store import SettingsStore
 from sd_vae_kit.standalone import demo as demo_files
 from sd_vae_kit.standalone import jobs as standalone_jobs
@@ -262,10 +262,10 @@ class StandaloneHost:
             return None if pixels is None else pixels.numpy()
 
         linear = self.previewer("linear")
-        cheaper, share = (sketch if method == TAESD else None), settings.share / 100
+        cheaper, share = (sketch if method == "taesd" else None), settings.share / 100
         previews = Previews(render, show, share=share, sketch=cheaper, expected=self._preview_seconds)
         with previews:
-            if method == "off":
+            if method == OFF:
                 previews.close()
             yield previews
         self._preview_seconds, self._preview_cells = previews.budget.expected, previewer.cells
@@ -274,10 +274,10 @@ class StandaloneHost:
         """Shows latents of the loaded model.
 
         Args:
-            method: "TAESD", "linear" or "off".
+            method: "taesd", "linear" or "off".
         """
         side = self.preview_settings.max_side
-        if method != TAESD:
+        if method != "taesd":
             return Previewer(FAMILY, method, side)
         vae, request = self.preview_vae() or self.tiny_vae("decoder"), self.run_request().unguarded()
         return Previewer(FAMILY, method, side, lambda latent: vae.decode(latent, request=request) * 0.5 + 0.5)
@@ -290,7 +290,7 @@ class StandaloneHost:
 
     def sketch(self, latent: Tensor, size: tuple[int, int]) -> Pixels:
         """What an interrupted decode gives: the preview of that latent, in the picture's size."""
-        pixels = self.previewer(TAESD)(latent)
+        pixels = self.previewer("taesd")(latent)
         if pixels is None:  # that one failed, and has said why
             pixels = self.previewer("linear")(latent)
         assert pixels is not None

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from sd_vae_kit.errors import OptionError, SettingError
-from sd_vae_kit.settings.job import JobTiling, tiling_specs
-from sd_vae_kit.settings.sections import AS_SET as AS_SET
-from sd_vae_kit.settings.sections import FULL, TAESD
+from sd_vae_kit.settings.job import AS_IN_SETTINGS, TILING_SPECS, JobTiling, job_from
+from sd_vae_kit.settings.job import AS_SET as AS_SET
+from sd_vae_kit.settings.sections import VAE_TYPES as SETTING_VAE_TYPES
+from sd_vae_kit.settings.sections import spec_of
+from sd_vae_kit.settings.spec import Choice
 
 SIDE_MIN, SIDE_MAX, SIDE_STEP = 64, 2048, 8
 STEPS_MAX, BATCH_MAX, CFG_MAX = 150, 8, 30.0
 SEED_LIMIT = 2**32
 RESIZE_MODES = ("Crop and resize", "Just resize")
 RANDOM_SEED = -1
-VAE_TYPES = (AS_SET, FULL, TAESD)
-PREVIEWS = (AS_SET, TAESD, "linear", "off")
+VAE_TYPES = (AS_IN_SETTINGS, *SETTING_VAE_TYPES)
+PREVIEWS = (AS_IN_SETTINGS, *spec_of("vae_kit_preview_method").choices)
 
 State = Literal["idle", "running", "done", "interrupted", "failed"]
 
@@ -56,7 +58,7 @@ class Txt2Img:
     @property
     def job_tiling(self) -> JobTiling:
         """How the VAE is to be run."""
-        return JobTiling(self.tiling, self.tiling_memory_mb, self.tiling_parts)
+        return job_from([{spec.name: getattr(self, spec.name) for spec in TILING_SPECS}]).tiling
 
     def check(self) -> None:
         """Raise `OptionError` unless every number can be honoured."""
@@ -69,10 +71,10 @@ class Txt2Img:
         _within("batch size", self.batch_size, 1, BATCH_MAX)
         _within("CFG scale", self.cfg_scale, 0.0, CFG_MAX)
         _within("seed", self.seed, RANDOM_SEED, SEED_LIMIT - 1)
-        _among("VAE type for decode", self.vae_decoder, VAE_TYPES)
-        _among("live preview", self.preview, PREVIEWS)
+        _among("VAE type for decode", self.vae_decoder, identifiers(VAE_TYPES))
+        _among("live preview", self.preview, identifiers(PREVIEWS))
         try:
-            for spec in tiling_specs():
+            for spec in TILING_SPECS:
                 spec.check(getattr(self, spec.name))
         except SettingError as error:
             raise OptionError(str(error)) from error
@@ -101,7 +103,7 @@ class Img2Img(Txt2Img):
             raise OptionError("There is no picture to start from; drop one into the field above.")
         _within("denoising strength", self.denoising_strength, 0.0, 1.0)
         _among("resize mode", self.resize_mode, RESIZE_MODES)
-        _among("VAE type for encode", self.vae_encoder, VAE_TYPES)
+        _among("VAE type for encode", self.vae_encoder, identifiers(VAE_TYPES))
 
 
 def fit_side(side: float) -> int:
@@ -166,6 +168,11 @@ def _within(name: str, value: float, low: float, high: float) -> None:
         raise OptionError(f"The {name} is {value:g}; it must lie between {low:g} and {high:g}.")
 
 
+def identifiers(choices: Sequence[Choice]) -> tuple[str, ...]:
+    """The values of a field that offers these choices."""
+    return tuple(choice.identifier for choice in choices)
+
+
 def _among(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise OptionError(f"The {name} is {value!r}; choose one of {', '.join(choices)}.")
@@ -179,9 +186,17 @@ def make_job(kind: type[Txt2Img], values: Mapping[str, object]) -> Txt2Img:
     """
     defaults = {item.name: item.default for item in fields(kind)}
     given = {name: _converted(name, defaults[name], value) for name, value in values.items()}
-    job = kind(**given)  # type: ignore[arg-type]
+    job = kind(**{**given, **_tiling_of(given)})  # type: ignore[arg-type]
     job.check()
     return job
+
+
+def _tiling_of(given: Mapping[str, object]) -> dict[str, object]:
+    """The fields of `JobTiling` that are given; a choice may come as text that stood for it in older pictures."""
+    try:
+        return {spec.name: spec.check(given[spec.name]) for spec in TILING_SPECS if spec.name in given}
+    except SettingError as error:
+        raise OptionError(str(error)) from error
 
 
 def _converted(name: str, default: object, value: object) -> object:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sd_vae_kit.errors import OptionError, VaeKitError, VaeNotFoundError
+from sd_vae_kit.errors import VaeKitError, VaeNotFoundError
 from sd_vae_kit.pictures.infotext import Infotext
-from sd_vae_kit.settings.job import tiling_specs
+from sd_vae_kit.settings.job import TILING_SPECS
 from sd_vae_kit.settings.sections import AUTOMATIC, FULL, NONE
 from sd_vae_kit.standalone import job as jobs
 from sd_vae_kit.standalone.job import Img2Img
@@ -37,15 +37,15 @@ class WantedVae:
 def values_of(info: Infotext) -> tuple[dict[str, object], list[str]]:
     """Values for the form by field name, and notes on those that cannot be taken."""
     values: dict[str, object] = {"prompt": info.prompt, "negative_prompt": info.negative_prompt}
-    values |= {spec.name: spec.default for spec in tiling_specs() if info.fields and spec.infotext not in info.fields}
+    values |= {spec.name: spec.default for spec in TILING_SPECS if info.fields and spec.infotext not in info.fields}
     # as in the web UIs, a picture that says nothing was made by the VAE itself
     values |= {name: FULL for key, name in VAE_TYPES.items() if info.fields and key not in info.fields}
     notes = []
     for key, text in info.fields.items():
         try:
             values.update(_checked(_numbers(key, text)))
-        except (ValueError, OverflowError) as error:  # OptionError is one, too
-            reason = f" {error}" if isinstance(error, OptionError) else ""
+        except (ValueError, OverflowError) as error:  # OptionError and SettingError are, too
+            reason = f" {error}" if isinstance(error, VaeKitError) else ""
             notes.append(f"{key} ({text}) was left out.{reason}")
     return values, notes
 
@@ -87,9 +87,9 @@ def _renamed(name: str, digits: str, found: Entry) -> str:
 
 
 def _numbers(key: str, text: str) -> dict[str, object]:
-    chosen = {spec.infotext: spec for spec in tiling_specs()}
+    chosen = {spec.infotext: spec for spec in TILING_SPECS}
     if key in chosen:
-        return {chosen[key].name: int(text) if isinstance(chosen[key].default, int) else text}
+        return {chosen[key].name: chosen[key].check_text(text)}
     if key == "Size":
         match = SIZE.fullmatch(text.strip())
         if match is None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
 from modules import shared
 
+from sd_vae_kit.errors import SettingError
 from sd_vae_kit.hosts.base import WebuiHost
-from sd_vae_kit.settings.repairs import repair_specs
-from sd_vae_kit.settings.sections import Spec, specs
+from sd_vae_kit.settings.repairs import REPAIR_SPECS
+from sd_vae_kit.settings.sections import SPECS
+from sd_vae_kit.settings.spec import Spec
 
 SECTION = ("vae_kit", "VAE Kit")
 CATEGORY = "sd"  # among "Stable Diffusion", where the host's own VAE page is
@@ -23,8 +26,8 @@ CACHED_VAES = 2
 
 def page_specs() -> Iterator[Spec]:
     """Every setting that has an effect here and that the host does not have itself."""
-    yield from repair_specs()
-    ours = (spec for spec in specs() if spec.section not in OWNED_BY_HOST)
+    yield from REPAIR_SPECS
+    ours = (spec for spec in SPECS if spec.section not in OWNED_BY_HOST)
     yield from (spec for spec in ours if spec.key not in OWNED_SETTINGS)
 
 
@@ -35,6 +38,7 @@ def add(host: WebuiHost) -> None:
         is_useless |= spec.section == "preview" and "previews" in host.faultless
         if not is_useless:
             shared.opts.add_option(spec.key, option_info(spec, host))
+            keep_identifier(spec)
     host.keep_leaks(host.core_options)
     if not shared.opts.data.get(FIRST_START_DONE):
         _first_start(host)
@@ -51,10 +55,28 @@ def option_info(spec: Spec, host: WebuiHost) -> Any:
         arguments,
         section=SECTION,
         infotext=spec.infotext or None,
-        onchange=host.on_repair_changed if spec.section == "repairs" else None,
+        onchange=_on_change(spec, host),
     )
     info.category_id = CATEGORY
     return info.info(spec.help.rstrip("."))
+
+
+def keep_identifier(spec: Spec) -> None:
+    """Let a choice be saved by its identifier.
+
+    Earlier versions saved the label, and a request may still send it; the settings page shows what it does not know as
+    nothing chosen.
+    """
+    saved = shared.opts.data.get(spec.key)
+    if spec.choices and saved is not None:
+        with suppress(SettingError):  # said where the settings are read
+            shared.opts.data[spec.key] = spec.check(saved)
+
+
+def _on_change(spec: Spec, host: WebuiHost) -> Callable[[], None] | None:
+    if spec.section == "repairs":
+        return host.on_repair_changed
+    return (lambda: keep_identifier(spec)) if spec.choices else None
 
 
 def _component(spec: Spec, host: WebuiHost) -> tuple[Any, Any]:
@@ -63,7 +85,7 @@ def _component(spec: Spec, host: WebuiHost) -> tuple[Any, Any]:
         "checkbox": (gr.Checkbox, None),
         "slider": (gr.Slider, limits),
         "number": (gr.Number, {"precision": 0} if isinstance(spec.default, int) else None),
-        "choice": (gr.Radio, {"choices": list(spec.choices)}),
+        "choice": (gr.Radio, {"choices": spec.labelled_choices}),
         "text": (gr.Textbox, None),
         "vae": (gr.Dropdown, lambda: {"choices": host.choices()}),
     }[spec.control]

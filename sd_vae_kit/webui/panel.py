@@ -11,12 +11,13 @@ import gradio as gr
 
 from sd_vae_kit.errors import SettingError
 from sd_vae_kit.hosts.base import VaeStatus, WebuiHost
-from sd_vae_kit.settings.sections import NONE, Spec, Value
+from sd_vae_kit.settings.job import JOB_SPECS
+from sd_vae_kit.settings.sections import NONE
+from sd_vae_kit.settings.spec import Spec, Value
 from sd_vae_kit.ui import gradio_compat
 from sd_vae_kit.ui.markup import marked
 from sd_vae_kit.webui import missing_vae, tiling_panel
-from sd_vae_kit.webui.job_settings import checked, job_specs
-from sd_vae_kit.webui.tiling_panel import TilingPanel
+from sd_vae_kit.webui.tiling_panel import TilingPanel, shown
 
 HASH_DIGITS = 10
 
@@ -46,7 +47,7 @@ def build(tab: str, host: WebuiHost) -> Panel:
         with gr.Row(elem_classes=["vae-kit-row"]):
             has_hires = tab == "txt2img" and host.sees_passes
             # img2img has the same arguments, so that those after the hires VAE have one place
-            vaes = [spec for spec in job_specs() if spec.control == "vae"]
+            vaes = [spec for spec in JOB_SPECS if spec.control == "vae"]
             controls = [_dropdown(tab, spec, host, has_hires or spec.name != "hires_vae") for spec in vaes]
             # pressed by javascript/vae_kit.js when something may have changed
             refresh = gr.Button(
@@ -64,9 +65,9 @@ def build(tab: str, host: WebuiHost) -> Panel:
 
     gradio_compat.listen(refresh, "click", look_again, inputs=[listed], outputs=[active, listed, *controls])
     everything = [*controls, *tiling.controls]
-    fields = [(control, paster(spec)) for control, spec in zip(everything, job_specs(), strict=True)]
+    fields = [(control, paster(spec)) for control, spec in zip(everything, JOB_SPECS, strict=True)]
     fields.append((missing, lambda parameters: missing_vae.message(host, parameters)))
-    return Panel(everything, fields, [spec.infotext for spec in job_specs()], tiling)
+    return Panel(everything, fields, [spec.infotext for spec in JOB_SPECS], tiling)
 
 
 def _dropdown(tab: str, spec: Spec, host: WebuiHost, visible: bool) -> Any:
@@ -85,9 +86,9 @@ def paster(spec: Spec) -> Callable[[dict[str, str]], Value]:
 
     def read(parameters: dict[str, str]) -> Value:
         try:
-            return checked(spec, parameters.get(spec.infotext, spec.default))
+            return shown(spec, spec.check_text(parameters.get(spec.infotext, spec.default)))
         except SettingError:  # somebody has edited the text
-            return spec.default
+            return shown(spec, spec.default)
 
     return read
 

@@ -7,9 +7,9 @@ from typing import Any
 from modules import scripts
 
 from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.settings.job import JobChoices, job_from
 from sd_vae_kit.vaes.rules import Run
 from sd_vae_kit.webui import panel
-from sd_vae_kit.webui.job_settings import JobChoices, job_from
 from sd_vae_kit.webui.running import running
 from sd_vae_kit.webui.tiling_panel import TilingPanel
 
@@ -99,8 +99,8 @@ class VaeKitScript(scripts.Script):
             return None
         try:
             choice = job_from(values, getattr(p, XYZ_VALUES, None)).with_names(host.full_name)
-            host.calls.job_tiling = choice
-            host.begin_pass(choice.for_hires if run == "hires" else choice.vae, run)
+            host.calls.job_tiling = choice.tiling
+            host.begin_pass(choice.vaes.for_hires if run == "hires" else choice.vaes.vae, run)
         except VaeKitError as error:
             host.notify(str(error), "error")
             stop(p, host.refusal(error))

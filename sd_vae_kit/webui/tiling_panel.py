@@ -10,16 +10,15 @@ import gradio as gr
 
 from sd_vae_kit.errors import SettingError
 from sd_vae_kit.hosts.base import WebuiHost
-from sd_vae_kit.settings.job import tiling_specs
-from sd_vae_kit.settings.sections import Spec
+from sd_vae_kit.settings.job import TILING_SPECS, job_from
+from sd_vae_kit.settings.spec import Spec, Value
 from sd_vae_kit.ui import gradio_compat
 from sd_vae_kit.ui.markup import marked
-from sd_vae_kit.webui.job_settings import job_from
 from sd_vae_kit.wording import Sentence
 
 SIZES = ("width", "height")
 HIRES = ("hr-checkbox", "hr_scale", "hr_resize_x", "hr_resize_y")  # of txt2img: the decode is of the enlarged picture
-NAMES = [spec.name for spec in tiling_specs()]
+NAMES = [spec.name for spec in TILING_SPECS]
 
 
 @dataclass
@@ -29,7 +28,7 @@ class TilingPanel:
     Attributes:
         tab: "txt2img" or "img2img".
         sentence: What will happen.
-        controls: In the order of `tiling_specs`.
+        controls: In the order of `TILING_SPECS`.
         refresh: The button that is pressed when the VAE may have changed.
         sizes: The web UI's widgets by the end of their DOM id, once they were found.
     """
@@ -60,7 +59,7 @@ class TilingPanel:
         given = dict(zip([*self.sizes, *NAMES], values, strict=True))
         try:
             size = final_size(given)
-            job = job_from([{name: given[name] for name in NAMES}])
+            job = job_from([{name: given[name] for name in NAMES}]).tiling
         except (SettingError, TypeError, ValueError):  # a field is empty while somebody types
             return ""
         return html_of(self.host.calls.forecast(size, job))
@@ -70,7 +69,7 @@ def build(tab: str, host: WebuiHost, refresh: Any) -> TilingPanel:
     """Lay out the accordion of one tab."""
     with gr.Accordion("Tiled VAE", open=False, elem_id=f"vae_kit_{tab}_tiled_vae", elem_classes=["vae-kit"]):
         sentence = gr.HTML("", elem_id=f"vae_kit_{tab}_forecast", elem_classes=["vae-kit"])
-        *plain, advanced = tiling_specs()
+        *plain, advanced = TILING_SPECS
         controls = [control(tab, spec) for spec in plain]
         with gr.Accordion("Advanced", open=False, elem_id=f"vae_kit_{tab}_tiling_advanced"):
             controls.append(control(tab, advanced))
@@ -78,16 +77,26 @@ def build(tab: str, host: WebuiHost, refresh: Any) -> TilingPanel:
 
 
 def control(tab: str, spec: Spec) -> Any:
-    """The widget for one setting of a job."""
+    """The widget for one setting of a job.
+
+    A radio's values are its labels.  The web UI keeps widgets' defaults in ui-config.json and takes one back only if it
+    is among what the radio shows (A1111 and Forge modules/ui_loadsave.py:11 and 85, SD.Next :67), so an identifier
+    would not be restored, and a label restored from an earlier start would select nothing.  `job_from` reads both.
+    """
     common: dict[str, Any] = {
-        "value": spec.default,
+        "value": shown(spec, spec.default),
         "label": labelled(spec),
         "info": spec.help,
         "elem_id": f"vae_kit_{tab}_{spec.name}",
     }
     if spec.control == "choice":
-        return gr.Radio(list(spec.choices), **common)
+        return gr.Radio([choice.label for choice in spec.choices], **common)
     return gr.Number(precision=0, **common)
+
+
+def shown(spec: Spec, value: Value) -> Value:
+    """What the widget holds for a value."""
+    return spec.label_of(value) if spec.choices else value
 
 
 def labelled(spec: Spec) -> str:

@@ -9,8 +9,8 @@ from modules import scripts
 
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.hosts.base import WebuiHost
-from sd_vae_kit.settings.sections import Spec
-from sd_vae_kit.webui.job_settings import checked, job_specs
+from sd_vae_kit.settings.job import JOB_SPECS
+from sd_vae_kit.settings.spec import Spec
 from sd_vae_kit.webui.script import XYZ_VALUES
 
 PREFIX = "[VAE Kit] "
@@ -21,7 +21,7 @@ def add(host: WebuiHost) -> None:
     plots = [data.module for data in scripts.scripts_data if data.script_class.__module__ == "xyz_grid.py"]
     for plot in plots:
         present = {option.label for option in plot.axis_options}
-        for spec in job_specs():
+        for spec in JOB_SPECS:
             if PREFIX + spec.label not in present:
                 plot.axis_options.append(
                     plot.AxisOption(
@@ -38,7 +38,7 @@ def add(host: WebuiHost) -> None:
 def _choices(host: WebuiHost, spec: Spec) -> Callable[[], list[str]] | None:
     if spec.control == "vae":
         return host.choices
-    return (lambda: list(spec.choices)) if spec.choices else None
+    return (lambda: list(spec.identifiers)) if spec.choices else None
 
 
 def _writer(name: str) -> Callable[[Any, str, Sequence[str]], None]:
@@ -56,7 +56,7 @@ def _checker(host: WebuiHost, spec: Spec) -> Callable[[Any, Sequence[str]], None
                 if spec.control == "vae":
                     host.full_name(value)
                 else:
-                    checked(spec, value)
+                    spec.check_text(value)
             except VaeKitError as error:
                 raise RuntimeError(str(error)) from error
 

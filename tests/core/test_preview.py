@@ -41,7 +41,7 @@ def test_linear_colours_stay_in_range_and_follow_the_table():
     torch.testing.assert_close(rgb[0, :, 0, 0], wanted)
 
 
-@pytest.mark.parametrize("method", ["TAESD", "linear"])
+@pytest.mark.parametrize("method", ["taesd", "linear"])
 @pytest.mark.parametrize("size", [(8, 8), (5, 40), (64, 3)])
 def test_a_preview_is_uint8_and_no_larger_than_asked(decode_tiny, method, size):
     latent = torch.randn(2, 4, *size)
@@ -52,7 +52,7 @@ def test_a_preview_is_uint8_and_no_larger_than_asked(decode_tiny, method, size):
     assert (pixels.shape[0] > pixels.shape[1]) == (size[0] > size[1])
 
 
-@pytest.mark.parametrize("method", ["TAESD", "linear"])
+@pytest.mark.parametrize("method", ["taesd", "linear"])
 def test_the_latent_is_left_alone(decode_tiny, method):
     latent = torch.randn(1, 4, 8, 8)
     before = latent.clone()
@@ -64,7 +64,7 @@ def test_the_latent_is_left_alone(decode_tiny, method):
 def test_a_preview_of_an_inference_tensor_works(decode_tiny):
     with torch.inference_mode():
         latent = torch.randn(1, 4, 8, 8)
-    assert Previewer(SD1, "TAESD", 512, decode_tiny)(latent) is not None
+    assert Previewer(SD1, "taesd", 512, decode_tiny)(latent) is not None
 
 
 def test_the_linear_maps_know_the_colours_of_real_latents(weights_dir):
@@ -83,7 +83,7 @@ def test_flux2_is_shown_by_its_tiny_decoder_packed_or_not(packed):
     torch.manual_seed(0)
     decoder = tiny_decoder(32, 8, "pooled").eval().requires_grad_(False)
     latent = torch.randn(1, 32, 8, 12)
-    previewer = Previewer(FORMATS["flux2"], "TAESD", 512, decoder)
+    previewer = Previewer(FORMATS["flux2"], "taesd", 512, decoder)
     pixels = previewer(pack(latent) if packed else latent)
     assert pixels.shape == (64, 96, 3)
     assert torch.equal(pixels, to_pixels(decoder(latent)[0]))
@@ -101,14 +101,14 @@ def test_off_shows_nothing():
 
 def test_without_a_decoder_tiny_is_linear():
     latent = torch.randn(1, 4, 8, 8)
-    assert torch.equal(Previewer(SD1, "TAESD")(latent), Previewer(SD1, "linear")(latent))
+    assert torch.equal(Previewer(SD1, "taesd")(latent), Previewer(SD1, "linear")(latent))
 
 
 def test_a_failing_decoder_costs_only_the_preview():
     def fail(latent):
         raise RuntimeError("out of memory")
 
-    previewer = Previewer(SD1, "TAESD", 512, fail)
+    previewer = Previewer(SD1, "taesd", 512, fail)
     assert previewer(torch.randn(1, 4, 8, 8)) is None
     assert previewer.failure == "out of memory"
     assert Previewer(SD1, "linear")(torch.randn(1, 16, 8, 8)) is None
@@ -124,13 +124,13 @@ def test_a_slow_preview_makes_the_next_ones_smaller(decode_tiny):
         time.sleep(0.02)
         return decode_tiny(latent)
 
-    previewer = Previewer(SD1, "TAESD", 512, slowly, slow=0.01)
+    previewer = Previewer(SD1, "taesd", 512, slowly, slow=0.01)
     sides = [max(previewer(torch.randn(1, 4, 64, 64)).shape) for _ in range(4)]
     assert sides == [512, 256, 256, 256]
 
 
 def test_a_quick_preview_lets_the_next_ones_grow_up_to_the_limit(decode_tiny):
-    previewer = Previewer(SD1, "TAESD", 512, decode_tiny, slow=60.0)
+    previewer = Previewer(SD1, "taesd", 512, decode_tiny, slow=60.0)
     previewer.begin_with(16)
     sides = [max(previewer(torch.randn(1, 4, 100, 20)).shape) for _ in range(4)]
     assert sides == [128, 256, 512, 512]

@@ -104,7 +104,7 @@ def sampled(previews):
 
 
 @pytest.mark.parametrize("beside", [True, False])
-@pytest.mark.parametrize("method", ["TAESD", "linear", "vicious"])
+@pytest.mark.parametrize("method", ["taesd", "linear", "vicious"])
 def test_the_picture_is_bit_equal_with_and_without_previews(beside, method):
     decoder = tiny_decoder(4, 8).eval().requires_grad_(False)
     render = vicious if method == "vicious" else Previewer(FORMATS["sd1"], method, 256, decoder)
@@ -277,7 +277,7 @@ def test_memory_is_flat_over_200_previews():
         return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()), threading.active_count()
 
     counts = []
-    with Previews(Previewer(FORMATS["sd1"], "TAESD", 256, decoder), show, share=1.0) as previews:
+    with Previews(Previewer(FORMATS["sd1"], "taesd", 256, decoder), show, share=1.0) as previews:
         for step in range(1, 201):
             previews.offer(torch.randn(1, 4, 12, 12))
             until(lambda step=step: previews.rendered == step)

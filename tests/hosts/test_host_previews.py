@@ -15,7 +15,7 @@ from sd_vae_kit.core.networks.taesd import TinyConfig
 from sd_vae_kit.core.preview import LINEAR_RGB, Previewer, linear_rgb
 from sd_vae_kit.core.vae import load_vae
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.settings.sections import TILING_MODES
+from sd_vae_kit.settings.sections import STREAM
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_poll_gets_the_newest_latent_decoded_by_our_taesd_in_another_thread(we
         step(webui, number, LATENT * number)
     image = polled(webui)
     decode = tiny(webui, "decoder").decode
-    expected = Previewer(FORMATS["sd1"], "TAESD", 512, lambda latent: decode(latent) * 0.5 + 0.5)
+    expected = Previewer(FORMATS["sd1"], "taesd", 512, lambda latent: decode(latent) * 0.5 + 0.5)
     assert np.array_equal(np.asarray(image), shown_by(expected, LATENT * 5))
     assert [thread.name for thread in threads] == ["vae-kit-preview"]
     assert webui.decoded_by_host == []
@@ -357,7 +357,7 @@ def test_full_writes_nothing(webui, host):
 
 
 def test_a_large_picture_is_streamed_exactly(webui):
-    options(webui, vae_kit_tiling_mode=TILING_MODES[1])
+    options(webui, vae_kit_tiling_mode=STREAM)
     coder = webui.sd_vae_taesd.decoder_model()
     latent = torch.randn(1, 4, 320, 96)
     rgb = coder(latent)

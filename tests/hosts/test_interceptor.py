@@ -15,8 +15,8 @@ pytestmark = pytest.mark.usefixtures("close_event_loops")
 # sums in another order; the design allows 1e-4 of a picture's range, which is 2
 EXACT = {"atol": 5e-5, "rtol": 0}
 
-ALWAYS = ("Automatic", "Automatic", "Always stream")
-OFF = ("Automatic", "Automatic", "Off")
+ALWAYS = ("Automatic", "Automatic", "stream")
+OFF = ("Automatic", "Automatic", "off")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def fake(fake):
 
 def by_itself(webui, script):
     """The picture by the program's own forward: neither in bands nor watched for overflows."""
-    webui.shared.opts.data["vae_kit_precision_mode"] = "Never"
+    webui.shared.opts.data["vae_kit_precision_mode"] = "never"
     try:
         return webui.generate(script, *OFF).pictures[0]
     finally:
@@ -52,7 +52,7 @@ def test_a_job_in_bands_gives_the_programs_own_picture(webui, host, script, own)
     assert_close(job.pictures[0], own, **EXACT)
     assert last(host).bands > 1
     assert job.extra_generation_params["VAE Kit tiling"] == last(host).infotext()["VAE Kit tiling"]
-    assert job.extra_generation_params["VAE tiling"] == "Always stream"
+    assert job.extra_generation_params["VAE tiling"] == "stream"
     whole = webui.generate(script)
     assert last(host).plan == "whole"
     assert "VAE Kit tiling" not in whole.extra_generation_params
@@ -84,7 +84,7 @@ def test_a_job_inside_a_job_gives_the_outers_choice_back(webui, host, script):
         seen.append(host.calls.job_tiling.tiling)
 
     webui.generate(script, *ALWAYS, init=inner)
-    assert seen == ["Always stream"]
+    assert seen == ["stream"]
     assert last(host).bands > 1
 
 
@@ -302,7 +302,7 @@ def test_memory_that_runs_out_is_one_line_and_the_picture_comes(webui, host, scr
     webui.latent = torch.randn(1, 4, 96, 96)
     expected = by_itself(webui, script)
     monkeypatch.setattr(torch.nn.functional, "silu", silu)
-    made = webui.generate(script, "Automatic", "Automatic", "Auto").pictures[0]
+    made = webui.generate(script, "Automatic", "Automatic", "auto").pictures[0]
     assert_close(made, expected, **EXACT)
     (line,) = [m for m in messages if "ran out of memory" in m]
     assert line.endswith("was used instead, the result is the same.")

@@ -9,14 +9,23 @@ import threading
 import pytest
 
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.settings.sections import SECTION_TITLES, Settings, spec_of, specs, to_values, with_values
+from sd_vae_kit.settings.sections import (
+    SECTION_TITLES,
+    SPEC_BY_KEY,
+    SPECS,
+    Settings,
+    settings_from,
+    spec_of,
+    to_values,
+    with_values,
+)
 from sd_vae_kit.settings.store import SettingsStore
 
 
 def test_every_setting_has_a_sentence_a_unique_key_and_a_default_within_its_own_limits():
-    keys = [spec.key for spec in specs()]
+    keys = [spec.key for spec in SPECS]
     assert len(keys) == len(set(keys))
-    for spec in specs():
+    for spec in SPECS:
         assert spec.help.endswith("."), spec.key
         assert len(spec.help) > 20, spec.key
         assert spec.check(spec.default) == spec.default, spec.key
@@ -42,7 +51,7 @@ def test_values_and_settings_are_the_same_thing():
         ("vae_kit_preview_every_steps", "3", "needs a number"),
         ("vae_kit_preview_every_steps", True, "needs a number"),
         ("vae_kit_preview_every_steps", float("nan"), "needs a number"),
-        ("vae_kit_preview_method", "fast", "TAESD, linear, off"),
+        ("vae_kit_preview_method", "fast", "taesd, linear, off"),
         ("vae_kit_saving_save_images", 1, "on or off"),
         ("sd_vae", 5, "needs text"),
         ("no_such_key", 5, "no setting 'no_such_key'"),
@@ -103,13 +112,21 @@ def test_a_folder_that_cannot_be_written_is_an_error_and_values_stay(tmp_path):
     assert store.settings == Settings()
 
 
-def test_listeners_hear_of_saved_changes_only(tmp_path):
-    store, heard = SettingsStore(tmp_path / "settings.json"), []
-    store.subscribe(lambda settings: heard.append(settings.vae.sd_vae))
+def test_two_programs_keep_each_others_changes(tmp_path):
+    first, second = SettingsStore(tmp_path / "settings.json"), SettingsStore(tmp_path / "settings.json")
+    first.update({"sd_vae": "a"})
+    second.update({"vae_kit_preview_every_steps": 5})
+    assert second.settings == with_values(Settings(), {"sd_vae": "a", "vae_kit_preview_every_steps": 5})
+
+
+def test_a_mistake_of_another_program_is_said_and_does_not_stop_a_change(tmp_path):
+    store = SettingsStore(tmp_path / "settings.json")
     store.update({"sd_vae": "a"})
-    with pytest.raises(SettingError):
-        store.update({"sd_vae": 1})
-    assert heard == ["a"]
+    store.path.write_text(json.dumps({"vae_kit_preview_every_steps": 99, "sd_vae": "b"}), "utf-8")
+    assert store.update({"vae_kit_saving_folder": "y"}).vae.sd_vae == "b"
+    assert store.warnings == [
+        'settings.json: "Preview every N steps" is 99; it must lie between 1 and 20. The default is used.'
+    ]
 
 
 def test_threads_do_not_lose_each_others_changes(tmp_path):
@@ -125,7 +142,22 @@ def test_threads_do_not_lose_each_others_changes(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
-def test_the_file_is_readable_like_any_other(tmp_path):
+def test_a_new_file_is_for_its_owner_only_and_a_file_keeps_its_permissions(tmp_path):
     store = SettingsStore(tmp_path / "settings.json")
+    store.update({"vae_kit_download_proxy": "http://user:password@proxy:3128"})
+    assert stat.S_IMODE(store.path.stat().st_mode) == stat.S_IRUSR | stat.S_IWUSR
+    store.path.chmod(0o640)
     store.update({"sd_vae": "a"})
-    assert stat.S_IMODE(store.path.stat().st_mode) & stat.S_IRUSR
+    assert stat.S_IMODE(store.path.stat().st_mode) == 0o640
+
+
+def test_the_table_of_settings_is_made_once_and_every_section_once_for_a_read(monkeypatch):
+    made = []
+    original = dataclasses.replace
+    monkeypatch.setattr(dataclasses, "replace", lambda value, **new: made.append(type(value)) or original(value, **new))
+    values = to_values(with_values(Settings(), {"sd_vae": "x"}))
+    made.clear()
+    settings = settings_from(values, lambda spec, error: pytest.fail(str(error)))
+    assert settings.vae.sd_vae == "x"
+    assert len(made) == len(SECTION_TITLES) + 1
+    assert set(SPEC_BY_KEY) == {spec.key for spec in SPECS}

@@ -30,7 +30,7 @@ from sd_vae_kit.standalone.sampling import karras_sigmas
 DEMO = ROOT / "sd_vae_kit" / "standalone" / "demo"
 VIVID = "demo_vivid.safetensors"
 SIDE = 128
-BY_SETTINGS = {"tiling": "As in Settings", "tiling_memory_mb": 0, "tiling_parts": "As in Settings"}
+BY_SETTINGS = {"tiling": "as_set", "tiling_memory_mb": 0, "tiling_parts": "as_set"}
 JOB = Txt2Img(prompt="cat", steps=8, seed=5, width=SIDE, height=SIDE)
 
 

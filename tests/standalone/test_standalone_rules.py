@@ -19,7 +19,7 @@ from sd_vae_kit.vaes.rules import Rule, dump
 DEMO = ROOT / "sd_vae_kit" / "standalone" / "demo"
 VIVID, TINTED = "demo_vivid.safetensors", "tinted.safetensors"
 SIDE = 64
-JOB = Txt2Img(prompt="cat", steps=4, seed=5, width=SIDE, height=SIDE, preview="TAESD")
+JOB = Txt2Img(prompt="cat", steps=4, seed=5, width=SIDE, height=SIDE, preview="taesd")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_an_interrupted_job_leaves_the_pictures_vae_live(backend, host, picture)
 
 def previews_of(host):
     """A latent as previews show it, and the latent."""
-    previewer = host.previewer("TAESD")
+    previewer = host.previewer("taesd")
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return previewer(latent).numpy(), latent

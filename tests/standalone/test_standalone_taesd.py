@@ -158,7 +158,7 @@ def test_without_an_installed_taesd_the_demos_decodes(backend):
     assert TINY_DECODER in {row.name for row in backend.vae_rows()}
 
 
-@pytest.mark.parametrize("preview", ["TAESD", "linear", "off"])
+@pytest.mark.parametrize("preview", ["taesd", "linear", "off"])
 def test_a_job_shows_the_preview_it_asked_for_and_its_picture_does_not_depend_on_it(backend, preview):
     backend.change({"vae_kit_preview_share": 100})
     previews = []

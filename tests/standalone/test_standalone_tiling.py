@@ -9,8 +9,7 @@ from conftest import ROOT
 from sd_vae_kit.errors import OptionError
 from sd_vae_kit.pictures import infotext
 from sd_vae_kit.pictures.picture_file import save_picture
-from sd_vae_kit.settings.job import JobTiling
-from sd_vae_kit.settings.sections import AS_SET
+from sd_vae_kit.settings.job import AS_SET, JobTiling
 from sd_vae_kit.settings.store import SettingsStore
 from sd_vae_kit.standalone.host import Folders, StandaloneHost
 from sd_vae_kit.standalone.job import Img2Img, Txt2Img, make_job
@@ -35,7 +34,7 @@ def pixels_of(outcome):
     return np.stack([made.pixels for made in outcome.pictures]).astype(int)
 
 
-@pytest.mark.parametrize("how", [{"tiling": "Always stream"}, {"tiling": "Auto", "tiling_memory_mb": 1}])
+@pytest.mark.parametrize("how", [{"tiling": "stream"}, {"tiling": "auto", "tiling_memory_mb": 1}])
 def test_pictures_in_bands_are_the_same_pictures(host, tmp_path, how):
     own = host.txt2img(replace(JOB, batch_size=2))
     made = host.txt2img(replace(JOB, batch_size=2, **how))
@@ -54,22 +53,22 @@ def test_pictures_in_bands_are_the_same_pictures(host, tmp_path, how):
 
 
 def test_the_settings_hold_where_the_job_chooses_nothing(host):
-    by_settings = replace(JOB, tiling="As in Settings")
+    by_settings = replace(JOB, tiling="as_set")
     assert "VAE Kit tiling" not in fields_of(host.txt2img(by_settings))
     try:
-        host.store.update({"vae_kit_tiling_mode": "Always stream"})
+        host.store.update({"vae_kit_tiling_mode": "stream"})
         made = fields_of(host.txt2img(by_settings))
         assert made["VAE Kit tiling"].startswith("stream in ")
         assert "VAE tiling" not in made
         host.store.update({"vae_kit_tiling_decoder": False})
         assert "VAE Kit tiling" not in fields_of(host.txt2img(by_settings))
     finally:
-        host.store.update({"vae_kit_tiling_mode": "Auto", "vae_kit_tiling_decoder": True})
+        host.store.update({"vae_kit_tiling_mode": "auto", "vae_kit_tiling_decoder": True})
 
 
 def test_progress_grows_inside_a_decode(host):
     seen = []
-    host.txt2img(replace(JOB, batch_size=2, tiling="Always stream"), seen.append)
+    host.txt2img(replace(JOB, batch_size=2, tiling="stream"), seen.append)
     decoding = [p.step for p in seen if p.phase == "decoding"]
     assert decoding == sorted(decoding)
     assert (decoding[0], decoding[-1]) == (0, 100)
@@ -84,7 +83,7 @@ def test_an_interrupt_inside_a_decode_gives_the_preview(host):
         if progress.phase == "decoding" and progress.step > 20:
             host.interrupt()
 
-    outcome = host.txt2img(replace(JOB, batch_size=3, tiling="Always stream"), interrupt)
+    outcome = host.txt2img(replace(JOB, batch_size=3, tiling="stream"), interrupt)
     assert outcome.is_interrupted
     (made,) = pixels_of(outcome)
     assert made.shape == (SIDE, SIDE, 3)
@@ -96,7 +95,7 @@ def test_an_interrupt_inside_a_decode_gives_the_preview(host):
 def test_a_tiling_that_a_text_speaks_of_is_pasted():
     text = "cat\nSteps: 2, Seed: 7, Size: 64x64, VAE tiling: Always stream, VAE memory budget: 300"
     values, notes = values_of(infotext.parse(text))
-    assert (values["tiling"], values["tiling_memory_mb"], values["tiling_parts"]) == ("Always stream", 300, AS_SET)
+    assert (values["tiling"], values["tiling_memory_mb"], values["tiling_parts"]) == ("stream", 300, AS_SET)
     assert not notes
     values, notes = values_of(infotext.parse(text.replace("Always stream", "Rarely").replace("300", "few")))
     assert "tiling" not in values
@@ -108,7 +107,7 @@ def test_an_interrupt_while_sampling_still_decodes_to_the_end(host):
         if progress.phase == "sampling":
             host.interrupt()
 
-    outcome = host.txt2img(replace(JOB, steps=8, tiling="Always stream"), interrupt)
+    outcome = host.txt2img(replace(JOB, steps=8, tiling="stream"), interrupt)
     assert outcome.is_interrupted
     assert fields_of(outcome)["VAE Kit tiling"].startswith("stream")
 
@@ -120,7 +119,7 @@ def test_an_interrupt_inside_an_encode_has_no_picture(host, tmp_path):
         if progress.phase == "encoding" and progress.step > 20:
             host.interrupt()
 
-    job = Img2Img(prompt="cat", steps=2, width=SIDE, height=SIDE, tiling="Always stream", picture=tmp_path / "a.png")
+    job = Img2Img(prompt="cat", steps=2, width=SIDE, height=SIDE, tiling="stream", picture=tmp_path / "a.png")
     outcome = host.img2img(job, interrupt)
     assert (outcome.is_interrupted, outcome.pictures) == (True, ())
 
@@ -128,7 +127,7 @@ def test_an_interrupt_inside_an_encode_has_no_picture(host, tmp_path):
 def test_what_went_wrong_on_the_way_is_said(host, monkeypatch):
     host.first_stage.decoder.mid.forward = host.first_stage.decoder.mid.forward
     try:
-        made = host.txt2img(replace(JOB, tiling="Always stream"))
+        made = host.txt2img(replace(JOB, tiling="stream"))
     finally:
         del host.first_stage.decoder.mid.forward
     assert "VAE Kit tiling" not in fields_of(made)
@@ -138,8 +137,8 @@ def test_what_went_wrong_on_the_way_is_said(host, monkeypatch):
 
 def test_the_sentence_is_of_the_live_vae_and_the_jobs_choice(host):
     assert host.forecast((1024, 1536), JobTiling()).startswith("1536x1024 with this VAE: about ")
-    assert host.forecast((1024, 1536), JobTiling("Always stream")).endswith(", same picture")
-    assert host.forecast((64, 64), JobTiling("Off")).endswith("tiling is off, will run whole")
+    assert host.forecast((1024, 1536), JobTiling("stream")).endswith(", same picture")
+    assert host.forecast((64, 64), JobTiling("off")).endswith("tiling is off, will run whole")
 
 
 @pytest.mark.parametrize("wrong", [{"tiling": "Sometimes"}, {"tiling_memory_mb": -1}, {"tiling_parts": "None of it"}])

@@ -36,7 +36,7 @@ class TestTilingInA1111(TilingRows):
 
     def test_the_pictures_own_parameters_make_the_same_picture(self, webui):
         """Not in Forge, whose API fails by itself where a request has an infotext (a check against list[str])."""
-        made = self.made(webui, **tiling("Always stream", 900))
+        made = self.made(webui, **tiling("stream", 900))
         again = self.made(webui, infotext=made.infotext)
         assert again.parameter("VAE Kit tiling") == made.parameter("VAE Kit tiling")
         assert again == made

@@ -18,7 +18,7 @@ AUTOMATIC = "Automatic"
 Case = tuple[str, dict[str, Any]]
 
 
-def tiling(mode: str, memory_mb: object = 0, parts: str = "As in Settings") -> dict[str, Any]:
+def tiling(mode: str, memory_mb: object = 0, parts: str = "as_set") -> dict[str, Any]:
     return {"alwayson_scripts": {"VAE Kit": {"args": [AUTOMATIC, AUTOMATIC, mode, memory_mb, parts]}}}
 
 
@@ -27,7 +27,7 @@ def old_tiled_vae(enabled: bool) -> dict[str, Any]:
     return {"alwayson_scripts": {"Tiled VAE": {"args": [enabled, 256, 48, True, True, True, False]}}}
 
 
-OFF, AUTO, ALWAYS, TIGHT = tiling("Off"), tiling("Auto"), tiling("Always stream"), tiling("Auto", 1)
+OFF, AUTO, ALWAYS, TIGHT = tiling("off"), tiling("auto"), tiling("stream"), tiling("auto", 1)
 
 
 def mask(width: int, height: int, box: tuple[int, int, int, int]) -> str:
@@ -116,11 +116,11 @@ class TilingRows(HostRows):
         plain = self.made(webui)
         assert plain.parameter("VAE Kit tiling") is None
         assert plain.parameter("VAE tiling") is None
-        made = self.made(webui, **tiling("Always stream", 900))
+        made = self.made(webui, **tiling("stream", 900))
         assert made.parameter("VAE Kit tiling").startswith("stream in ")
-        assert made.parameter("VAE tiling") == "Always stream"
+        assert made.parameter("VAE tiling") == "stream"
         assert made.parameter("VAE memory budget") == "900"
-        encoded = webui.img2img(**self.size, **tiling("Always stream", 0, "Encode only"))
+        encoded = webui.img2img(**self.size, **tiling("stream", 0, "encode"))
         assert encoded.parameter("VAE Kit tiling of encode").startswith("stream in ")
         assert encoded.parameter("VAE Kit tiling") is None
 
@@ -129,7 +129,7 @@ class TilingRows(HostRows):
             assert webui.set(vae_kit_tiling_mode="Always stream", vae_kit_tiling_memory_mb=40).status == 200
             assert self.made(webui).parameter("VAE Kit tiling")
             assert webui.status()["last_decode"]["budget_mb"] == 40
-            assert self.made(webui, **AUTO).parameter("VAE tiling") == "Auto"
+            assert self.made(webui, **AUTO).parameter("VAE tiling") == "auto"
             assert webui.set(vae_kit_tiling_enabled=False).status == 200
             assert self.made(webui).parameter("VAE Kit tiling") is None
             assert self.made(webui, **ALWAYS).parameter("VAE Kit tiling")

@@ -10,7 +10,7 @@ from conftest import ROOT
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from sd_vae_kit.settings.sections import specs
+from sd_vae_kit.settings.sections import SPECS
 
 pytestmark = pytest.mark.usefixtures("close_event_loops")
 
@@ -19,51 +19,52 @@ pytestmark = pytest.mark.usefixtures("close_event_loops")
 
 
 def test_panel_arguments_and_infotext_come_from_one_list(webui, host):
+    from sd_vae_kit.settings.job import JOB_SPECS, VAE_SPECS, job_from
     from sd_vae_kit.webui import panel
-    from sd_vae_kit.webui.job_settings import job_from, job_specs
 
     with gr.Blocks():
         built = panel.build("txt2img", host)
-    listed = list(job_specs())
+    listed = JOB_SPECS
     assert [control.label for control in built.controls] == [labelled(spec) for spec in listed]
     assert built.paste_field_names == [spec.infotext for spec in listed]
     job = job_from(["a", "b", "Off", 512, "Decode only"])
     assert job.infotext() == {
         "Job VAE": "a",
         "Hires VAE": "b",
-        "VAE tiling": "Off",
+        "VAE tiling": "off",
         "VAE memory budget": "512",
-        "VAE tiling parts": "Decode only",
+        "VAE tiling parts": "decode",
     }
     for (control, read), spec in zip(built.infotext_fields[:-1], listed, strict=True):
         assert control.label == labelled(spec)
-        assert read(job.infotext()) == getattr(job, spec.name)
-        assert read({}) == spec.default
+        chosen = getattr(job.vaes if spec in VAE_SPECS else job.tiling, spec.name)
+        assert read(job.infotext()) == (spec.label_of(chosen) if spec.choices else chosen)
+        assert read({}) == control.value == (spec.label_of(spec.default) if spec.choices else spec.default)
 
 
 @pytest.mark.parametrize("values", [[], ["Automatic"], ["Automatic", "Automatic", None, 0], [None, ""], [{}]])
 def test_missing_values_are_the_defaults(webui, values):
-    from sd_vae_kit.webui.job_settings import JobChoices, job_from
+    from sd_vae_kit.settings.job import JobChoices, job_from
 
     assert job_from(values) == JobChoices()
     assert job_from(values).infotext() == {}
 
 
 def test_an_axis_beats_the_panel(webui):
-    from sd_vae_kit.webui.job_settings import job_from
+    from sd_vae_kit.settings.job import job_from
 
-    assert job_from(["a", "b"], {"vae": "c"}).vae == "c"
-    assert job_from(["a"]).for_hires == "a"
-    assert job_from(["a", "None"]).for_hires == "None"
+    assert job_from(["a", "b"], {"vae": "c"}).vaes.vae == "c"
+    assert job_from(["a"]).vaes.for_hires == "a"
+    assert job_from(["a", "None"]).vaes.for_hires == "None"
 
 
 def test_img2img_shows_no_hires_choice_but_takes_the_same_arguments(webui, host):
+    from sd_vae_kit.settings.job import JOB_SPECS
     from sd_vae_kit.webui import panel
-    from sd_vae_kit.webui.job_settings import job_specs
 
     with gr.Blocks():
         controls = panel.build("img2img", host).controls
-    assert len(controls) == len(list(job_specs()))
+    assert len(controls) == len(JOB_SPECS)
     assert [c.label for c in controls if not c.visible] == ["VAE for the hires pass"]
 
 
@@ -108,7 +109,7 @@ def test_every_setting_is_on_the_page_or_the_hosts_own(webui):
         assert labels[spec.key].section == ("vae_kit", "VAE Kit")
         assert labels[spec.key].default == spec.default
         assert spec.help.rstrip(".") in labels[spec.key].comment_after
-    for spec in specs():
+    for spec in SPECS:
         assert spec.section in OWNED_BY_HOST or spec.key in (*OWNED_SETTINGS, *labels)
     assert labels["sd_vae"].section is None, "the host's options are not doubled"
 
@@ -160,8 +161,8 @@ def test_axes_are_added_once_and_check_their_values(webui):
         "[VAE Kit] Advanced: what is tiled",
     ]
     first, second, mode, budget, _ = plot.axis_options
-    mode.confirm(types.SimpleNamespace(), ["Auto", "Off"])
-    assert mode.choices() == ["As in Settings", "Auto", "Always stream", "Off"]
+    mode.confirm(types.SimpleNamespace(), ["auto", "off", "Always stream"])
+    assert mode.choices() == ["as_set", "auto", "stream", "off"]
     with pytest.raises(RuntimeError, match="cannot be 'Sometimes'"):
         mode.confirm(types.SimpleNamespace(), ["Sometimes"])
     budget.confirm(types.SimpleNamespace(), [0, 512])
@@ -211,11 +212,11 @@ LANGUAGES = sorted((ROOT / "localizations").glob("*.json"))
 
 def shown_texts():
     """What the host's localization meets: labels, sentences in the form the page shows them, the panel's words."""
-    from sd_vae_kit.webui.job_settings import job_specs
+    from sd_vae_kit.settings.job import JOB_SPECS
     from sd_vae_kit.webui.options_page import page_specs
 
     page = [text for spec in page_specs() for text in (labelled(spec), f"({spec.help.rstrip('.')})")]
-    return {*page, *(text for spec in job_specs() for text in (labelled(spec), spec.help, *spec.choices))}
+    return {*page, *(text for spec in JOB_SPECS for text in (labelled(spec), spec.help, *dict(spec.labelled_choices)))}
 
 
 def is_made_by(code, text):
@@ -230,8 +231,8 @@ def labelled(spec):
 
 @pytest.mark.parametrize("path", LANGUAGES, ids=lambda path: path.stem)
 def test_translations_are_of_texts_that_are_shown(webui, path):
-    from sd_vae_kit.settings.repairs import repair_specs
-    from sd_vae_kit.webui.job_settings import job_specs
+    from sd_vae_kit.settings.job import JOB_SPECS
+    from sd_vae_kit.settings.repairs import REPAIR_SPECS
 
     translated = json.loads(path.read_text("utf-8"))
     code = "".join(file.read_text("utf-8") for file in (ROOT / "sd_vae_kit").rglob("*.py"))
@@ -239,7 +240,7 @@ def test_translations_are_of_texts_that_are_shown(webui, path):
     code += (ROOT / "javascript" / "vae_kit.js").read_text("utf-8")
     stale = [text for text in translated if text not in shown_texts() and not is_made_by(code, text)]
     assert stale == [], "not shown any more: remove or reword"
-    own = [*repair_specs(), *job_specs()]
+    own = [*REPAIR_SPECS, *JOB_SPECS]
     assert [labelled(spec) for spec in own if labelled(spec) not in translated] == []
 
 

@@ -14,7 +14,7 @@ from sd_vae_kit.core.plan.plan import Plan
 from sd_vae_kit.core.plan.planner import PlanChoice, PlanMode, choose_plan
 from sd_vae_kit.core.plan.schedule import make_schedule
 from sd_vae_kit.errors import PlanError, StepAsideError, UnsupportedVaeError
-from sd_vae_kit.settings.sections import TILING_MODES, TilingSettings
+from sd_vae_kit.settings.sections import STREAM, TilingSettings
 
 SMALLEST_BAND = 4096  # bytes
 
@@ -56,7 +56,7 @@ def plan_mode(tiling: TilingSettings, half: Half) -> PlanMode:
     """The settings in the planner's word."""
     if not tiling.enabled or not getattr(tiling, half):
         return "never"
-    return "always" if tiling.mode == TILING_MODES[1] else "auto"
+    return "always" if tiling.mode == STREAM else "auto"
 
 
 def most_bands(graph: LayerGraph, plan: Plan, shape: tuple[int, ...]) -> int:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
 from sd_vae_kit.core.engine.ranges import PrecisionFixes
-from sd_vae_kit.settings.sections import PRECISION_MODES, PrecisionSettings
-
-PrecisionMode = Literal["auto", "fp32", "never"]
+from sd_vae_kit.settings.sections import PrecisionMode, PrecisionSettings
 
 FILE_NAME = "vae_precision.json"
-MODES: dict[str, PrecisionMode] = dict(zip(PRECISION_MODES, ("auto", "fp32", "never"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class PrecisionPolicy:
 
 def policy_of(settings: PrecisionSettings) -> PrecisionPolicy:
     """The settings in the core's words."""
-    return PrecisionPolicy(MODES[settings.mode], settings.prefer_bf16)
+    return PrecisionPolicy(settings.mode, settings.prefer_bf16)
 
 
 def with_host_options(policy: PrecisionPolicy, *, may_use_fp32: bool, prefers_bf16: bool) -> PrecisionPolicy:

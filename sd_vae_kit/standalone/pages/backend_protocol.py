@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sd_vae_kit.settings.job import JobTiling
-from sd_vae_kit.settings.sections import Value
+from sd_vae_kit.settings.spec import Value
 from sd_vae_kit.standalone.job import Snapshot, Txt2Img
 from sd_vae_kit.web.message import Message
 from sd_vae_kit.wording import Sentence

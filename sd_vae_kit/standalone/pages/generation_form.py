@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from sd_vae_kit.settings.job import tiling_specs
-from sd_vae_kit.settings.sections import Spec
+from sd_vae_kit.settings.job import TILING_SPECS
+from sd_vae_kit.settings.spec import Spec
 from sd_vae_kit.standalone import job as jobs
 from sd_vae_kit.standalone.job import Img2Img, Txt2Img
 from sd_vae_kit.ui import gradio_compat
@@ -101,13 +101,17 @@ def _build_choices(form: Form) -> None:
     with gr.Row(elem_classes=["vk-choices"]):
         for name, label, values in choices:
             form.widgets[name] = gr.Dropdown(
-                list(values), value=jobs.AS_SET, label=label, elem_id=element_id(form.tab, name), min_width=120
+                [(choice.label, choice.identifier) for choice in values],
+                value=jobs.AS_SET,
+                label=label,
+                elem_id=element_id(form.tab, name),
+                min_width=120,
             )
 
 
 def _build_tiling(form: Form) -> None:
     """How much memory the VAE may take, and a sentence on what will happen to a picture of the chosen size."""
-    *plain, advanced = tiling_specs()
+    *plain, advanced = TILING_SPECS
     with gr.Accordion("Tiled VAE", open=False, elem_id=element_id(form.tab, "tiled_vae")):
         form.forecast = gradio_compat.html("", element_id(form.tab, "forecast"), often_empty=True)
         for spec in plain:
@@ -117,10 +121,10 @@ def _build_tiling(form: Form) -> None:
 
 
 def _choice(form: Form, spec: Spec) -> None:
-    """The widget for one of `tiling_specs`."""
+    """The widget for one of `TILING_SPECS`."""
     common: dict[str, Any] = {"value": spec.default, "info": spec.help, "elem_id": element_id(form.tab, spec.name)}
     if spec.control == "choice":
-        form.widgets[spec.name] = gr.Radio(list(spec.choices), label=spec.label, **common)
+        form.widgets[spec.name] = gr.Radio(spec.labelled_choices, label=spec.label, **common)
     else:
         form.widgets[spec.name] = gr.Number(label=f"{spec.label} ({spec.unit})", precision=0, minimum=0, **common)
 

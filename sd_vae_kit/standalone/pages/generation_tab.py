@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.settings.job import tiling_specs
+from sd_vae_kit.settings.job import TILING_SPECS
 from sd_vae_kit.standalone import job as jobs
 from sd_vae_kit.standalone.job import Img2Img, Snapshot, Txt2Img
 from sd_vae_kit.standalone.pages import page_markup, top_bar
@@ -154,7 +154,7 @@ def _connect(backend: PageBackend, bar: TopBarView, parts: GenerationTab) -> Non
 
 def forecast(backend: PageBackend, form: Form) -> tuple[Callable[..., str], list[object]]:
     """What says the sentence under "Tiled VAE", and the widgets whose values it takes."""
-    names = ("width", "height", *(spec.name for spec in tiling_specs()))
+    names = ("width", "height", *(spec.name for spec in TILING_SPECS))
 
     def say(*values: object) -> str:
         given = dict(zip(names, values, strict=True))

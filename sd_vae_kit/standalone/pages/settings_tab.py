@@ -8,7 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from sd_vae_kit.settings.sections import SECTION_TITLES, Settings, Spec, Value, specs
+from sd_vae_kit.settings.sections import SECTION_TITLES, SPECS, Settings
+from sd_vae_kit.settings.spec import Spec, Value
 from sd_vae_kit.standalone.pages import top_bar
 from sd_vae_kit.standalone.pages.backend_protocol import PageBackend
 from sd_vae_kit.standalone.pages.top_bar import TopBarView
@@ -19,7 +20,7 @@ from sd_vae_kit.web.message import Message
 
 @dataclass(frozen=True)
 class SettingsView:
-    """Widgets in the order of `specs()`, and a heading per section."""
+    """Widgets in the order of `SPECS`, and a heading per section."""
 
     controls: dict[str, gr.components.Component]
     headings: dict[str, gr.HTML]
@@ -41,11 +42,11 @@ def build_settings_tab(backend: PageBackend, bar: TopBarView) -> SettingsView:
             elem_id=element_ids.SETTINGS_SEARCH,
         )
         found = gradio_compat.html("", element_ids.SETTINGS_FOUND, often_empty=True)
-        for spec in specs():
+        for spec in SPECS:
             if spec.section not in view.headings:
                 view.headings[spec.section] = _heading(spec.section)
             view.controls[spec.key] = _control(spec, values[spec.key], vaes)
-    for spec in specs():
+    for spec in SPECS:
         _save_changes(backend, bar, spec, view.controls[spec.key])
     gradio_compat.listen(
         search, "change", filtered, [search], [*view.headings.values(), *view.controls.values(), found]
@@ -62,7 +63,7 @@ def shown(backend: PageBackend) -> list[object]:
         gradio_compat.update(choices=vaes, value=values[spec.key])
         if spec.control == "vae"
         else gradio_compat.update(value=values[spec.key])
-        for spec in specs()
+        for spec in SPECS
     ]
 
 
@@ -75,8 +76,8 @@ def matches(spec: Spec, words: Sequence[str]) -> bool:
 def filtered(query: str) -> list[object]:
     """Updates of visibility for headings and controls, and a line if nothing is left."""
     words = (query or "").lower().split()
-    hits = {spec.key: matches(spec, words) for spec in specs()}
-    sections = {spec.section for spec in specs() if hits[spec.key]}
+    hits = {spec.key: matches(spec, words) for spec in SPECS}
+    sections = {spec.section for spec in SPECS if hits[spec.key]}
     headings = [gradio_compat.update(visible=section in sections) for section in SECTION_TITLES]
     nothing = [] if sections else [Message(f'No setting speaks of "{query.strip()}".', "warning")]
     controls = [gradio_compat.update(visible=hit) for hit in hits.values()]
@@ -106,7 +107,7 @@ def _control(spec: Spec, value: Value, vaes: Sequence[str]) -> gr.components.Com
         "checkbox": lambda: gr.Checkbox(**common),
         "slider": lambda: gr.Slider(**limits, **common),
         "number": lambda: gr.Number(**limits, **common),
-        "choice": lambda: gr.Radio(list(spec.choices), **common),
+        "choice": lambda: gr.Radio(spec.labelled_choices, **common),
         "text": lambda: gr.Textbox(**common),
         "vae": lambda: gr.Dropdown(list(vaes), **common),
     }

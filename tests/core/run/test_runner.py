@@ -17,10 +17,10 @@ from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError
 from sd_vae_kit.hosts.multidiffusion_compat import DEFAULTS, TileSizes, tile_sizes
 from sd_vae_kit.settings.job import AS_SET, JobTiling
-from sd_vae_kit.settings.sections import TILING_MODES, TilingSettings
+from sd_vae_kit.settings.sections import STREAM, TilingSettings
 
 CPU, FP32 = torch.device("cpu"), torch.float32
-AUTO, ALWAYS, OFF = TilingSettings(), TilingSettings(mode=TILING_MODES[1]), TilingSettings(enabled=False)
+AUTO, ALWAYS, OFF = TilingSettings(), TilingSettings(mode=STREAM), TilingSettings(enabled=False)
 TIGHT = TilingSettings(memory_mb=1)
 
 
@@ -178,11 +178,11 @@ def test_a_job_that_chooses_nothing_has_the_settings(settings):
 
 
 def test_a_jobs_choice_beats_the_settings():
-    assert JobTiling("Off").over(AUTO) == OFF
-    assert JobTiling("Always stream", 70).over(OFF) == TilingSettings(True, "Always stream", 70)
-    assert JobTiling("Auto").over(ALWAYS) == AUTO
-    assert JobTiling(AS_SET, 0, "Decode only").over(AUTO) == TilingSettings(encoder=False)
-    assert JobTiling(AS_SET, 0, "Encode only").over(AUTO) == TilingSettings(decoder=False)
+    assert JobTiling("off").over(AUTO) == OFF
+    assert JobTiling("stream", 70).over(OFF) == TilingSettings(True, "stream", 70)
+    assert JobTiling("auto").over(ALWAYS) == AUTO
+    assert JobTiling(AS_SET, 0, "decode").over(AUTO) == TilingSettings(encoder=False)
+    assert JobTiling(AS_SET, 0, "encode").over(AUTO) == TilingSettings(decoder=False)
 
 
 # --- requests to the old extension -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from fake_backend import FakeBackend
 from gradio_parts import changed, child_environment, components_of
 
 from sd_vae_kit.errors import OptionError
-from sd_vae_kit.settings.sections import SECTION_TITLES, specs
+from sd_vae_kit.settings.sections import SECTION_TITLES, SPECS
 from sd_vae_kit.standalone.job import Finished, Img2Img, Snapshot, Txt2Img
 from sd_vae_kit.standalone.pages import generation_tab, page, settings_tab, top_bar, vae_tab
 from sd_vae_kit.standalone.pages.generation_form import Form, build_controls, build_prompts
@@ -56,7 +56,7 @@ def test_the_page_has_every_part_under_its_id(backend):
 
 def test_every_setting_has_a_widget_with_its_sentence(backend):
     ids = components_of(page.build_page(backend))
-    for spec in specs():
+    for spec in SPECS:
         widget = ids[settings_tab.setting_id(spec)]
         assert widget.label.startswith(spec.label)
         assert widget.info == spec.help
@@ -192,7 +192,7 @@ def test_facts_come_again_when_the_hash_is_known(backend):
 def test_search_hides_what_does_not_match_and_its_heading():
     updates = settings_tab.filtered("Preview EVERY")
     headings, controls, nothing = updates[: len(SECTION_TITLES)], updates[len(SECTION_TITLES) : -1], updates[-1]
-    visible = {spec.key for spec, update in zip(specs(), controls, strict=True) if update["visible"]}
+    visible = {spec.key for spec, update in zip(SPECS, controls, strict=True) if update["visible"]}
     assert visible == {"vae_kit_preview_every_steps"}
     sections = dict(zip(SECTION_TITLES, headings, strict=True))
     assert sections["preview"]["visible"]
