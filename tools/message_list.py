@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("sd_vae_kit", "scripts", "launch.py", "install.py", "preload.py")
 FILLED_IN = "{}"
+PLACE = re.compile(r"%[sdr]|\{\w*\}")  # in texts that logging or str.format fill in
 FEWEST_WORDS, FEWEST_TOKENS = 2, 3  # a token is a word or something filled in
 WORD = re.compile(r"[A-Za-z]{2,}|\b[aAI]\b")
 NO_SENTENCE = re.compile(r"</?[a-z]+[ >]|[{;]$|^import |\\|\(\?|=>|var\(--|^[\w.*{}-]+$")
@@ -83,7 +84,7 @@ def docstrings(tree: ast.AST) -> set[int]:
 def template(node: ast.AST) -> str | None:
     """The text of a string, an f-string or several added up, with {} for what is filled in; None for anything else."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
+        return PLACE.sub(FILLED_IN, node.value)
     if isinstance(node, ast.JoinedStr):
         return "".join(template(part) or FILLED_IN for part in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):

@@ -256,12 +256,13 @@ def draw(rooms: dict[str, Room]) -> str:
     lines = place([name for name in rooms if name not in FOUNDATION], edges)
     parts = [box(rooms[p.name], p.x, top_of(p.row)) for line in lines for p in line if p.is_box]
     parts += [arrow(p, end) for line in lines for p in line if p.is_box for end in p.below]
-    width = round(max(p.x + p.width / 2 for line in lines for p in line) + MARGIN)
+    found_legend, right = legend()
+    width = round(max(right, *(p.x + p.width / 2 for line in lines for p in line)) + MARGIN)
     bottom = top_of(len(lines)) + 10
     parts.append(f'<text x="{width / 2:.0f}" y="{bottom - 12}" class="note">used by every room above</text>')
     found, height = foundation([rooms[name] for name in FOUNDATION if name in rooms], width, bottom)
     parts += found
-    parts += legend()
+    parts += found_legend
     return "\n".join((HEAD.format(width=width, height=height), *parts, "</svg>", ""))
 
 
@@ -324,15 +325,16 @@ def port(of: Place, towards: Place, neighbours: list[Place]) -> float:
     return of.x + (ordered.index(towards) - (len(ordered) - 1) / 2) * min(22, (BOX_WIDTH - 20) / len(ordered))
 
 
-def legend() -> list[str]:
+def legend() -> tuple[list[str], int]:
+    """What the colours mean, and where the line ends."""
     parts = []
     x = MARGIN
     for text, name in LEGEND:
         fill, line = colours(name)
         parts.append(f'<rect x="{x}" y="14" width="16" height="16" rx="3" fill="{fill}" stroke="{line}"/>')
         parts.append(f'<text x="{x + 22}" y="27" class="legend">{text}</text>')
-        x += 50 + 7 * len(text)
-    return parts
+        x += 46 + 7 * len(text)
+    return parts, x - 24
 
 
 HEAD = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">
