@@ -58,7 +58,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which VAE the weights are, in any copy: see core/identity.py."""
+    """Which VAE the weights are, in any copy: see core/files/identity.py."""
 
     fingerprint: str
     weight_sketch: tuple[float, ...]
