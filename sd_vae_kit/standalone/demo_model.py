@@ -1,7 +1,7 @@
 """The demo checkpoint: a diffusion model that needs no weights, because all it knows is a few photographs.
 
-Its denoiser is the closed form in standalone/gaussian_mixture.py; here the photographs become latents of the size that is
-asked for, with the checkpoint's own VAE, and are kept: encoding them takes seconds, a denoising step milliseconds.
+Its denoiser is the closed form in standalone/gaussian_mixture.py; here the photographs become latents of the size that
+is asked for, with the checkpoint's own VAE, and are kept: encoding them takes seconds, a denoising step milliseconds.
 """
 
 from __future__ import annotations
