@@ -1,5 +1,7 @@
 """The same file is the same thing at every door: command line, HTTP API, VAE tab, gallery, guard, scripts."""
 
+import base64
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -8,7 +10,7 @@ import time
 
 import pytest
 import torch
-from cli_files import CommandLine, kl_module, write_kl, write_tiny
+from cli_files import CommandLine, kl_module, write_kl, write_picture, write_tiny
 from conftest import ROOT
 from fake_host import FakeHost
 from fastapi import FastAPI
@@ -17,9 +19,12 @@ from safetensors.torch import load_file, save_file
 from vae_files import write
 
 import sd_vae_kit
-from sd_vae_kit.cli import vae_choice
+from sd_vae_kit.cli import main, vae_choice
 from sd_vae_kit.core.files import checkpoint as checkpoint_files
+from sd_vae_kit.core.files.latent_file import read_latent
 from sd_vae_kit.core.networks.latent_format import family_label
+from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
+from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.errors import BrokenVaeError, UnsupportedVaeError
 from sd_vae_kit.settings.sections import GuardSettings
 from sd_vae_kit.standalone import vae_facts
@@ -50,10 +55,9 @@ KNOWN = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "VAE"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("VAE")
     write_kl(folder / "by_hash.safetensors", seed=1)
     write_kl(folder / "foreign.safetensors", seed=2)
     write_kl(folder / "by_metadata.safetensors", seed=3, family="sdxl")
@@ -73,22 +77,43 @@ def folder(tmp_path):
     return folder
 
 
-@pytest.fixture
-def known(folder, tmp_path, capsys, monkeypatch):
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
     """A catalogue that knows two of the files by their hash; a copy of one of them in another layout and precision."""
-    copy = folder / "by_weights.safetensors"
-    convert = ("convert", folder / "by_hash.safetensors", copy, "--layout", "diffusers", "--dtype", "fp16")
-    assert CommandLine(tmp_path / "elsewhere", capsys)(*convert).code == 0
+    copy, data = folder / "by_weights.safetensors", tmp_path_factory.mktemp("data")
+    words = ("convert", folder / "by_hash.safetensors", copy, "--layout", "diffusers", "--dtype", "fp16")
+    assert main([*map(str, words), "--data-dir", str(data)]) == 0
     os.utime(copy, (time.time() - 60,) * 2)
     entries = [*catalogue().entries]
     for name, family in (("by_hash", "sdxl"), ("foreign", "eq-sdxl")):
         digest = hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()
         fields = {"name": f"Known {name}", "file": None, "family": family, "sha256": digest, "aliases": ()}
         entries.append(dataclasses.replace(entries[0], **fields))
-    made = Catalogue(entries, catalogue().standards)
+    return Catalogue(entries, catalogue().standards)
+
+
+@pytest.fixture
+def known(made, monkeypatch):
+    """The catalogue, in the place of the real one."""
     monkeypatch.setattr(family_finder, "catalogue", lambda: made)
     monkeypatch.setattr(vae_choice, "catalogue", lambda: made)
     return made
+
+
+@pytest.fixture(scope="module")
+def inspectors(folder, made, tmp_path_factory):
+    """One for each door, with files of its own, so that no door profits from what another found out."""
+
+    def inspector(name):
+        data = tmp_path_factory.mktemp(name)
+        library = Library([Folder(folder)], data / "library.json")
+        library.refresh()
+        by_hash = library.get("by_hash.safetensors")
+        library.sha256(by_hash)  # copies are compared with the weights of files that are known by their hash
+        library.identify(by_hash)
+        return Inspector(FamilyFinder(library, data / "families.json", made))
+
+    return {name: inspector(name) for name in ("api", "tab", "gallery", "guard")}
 
 
 class Backend:
@@ -97,28 +122,24 @@ class Backend:
     def __init__(self, inspector):
         self.inspector = inspector
         self.library = inspector.library
-        self.precision_fixes = None
+        self.precision_fixes = PrecisionFixesFile(None)
+
+    def run_request(self):
+        return RunRequest()
+
+    @contextlib.contextmanager
+    def computing(self):
+        yield torch.device("cpu")
 
 
 class Doors:
     """Each door says of a file: (family, what told, layout, part), in its own words where it shows words."""
 
-    def __init__(self, folder, tmp_path, capsys, known):
-        self.folder, self.tmp_path, self.known = folder, tmp_path, known
-        self.command_line = CommandLine(tmp_path / "app", capsys)
-        self.inspectors = {name: self.inspector(name) for name in ("api", "tab", "gallery", "guard")}
+    def __init__(self, folder, inspectors, command_line):
+        self.folder, self.inspectors, self.command_line = folder, inspectors, command_line
         app = FastAPI()
         app.include_router(make_router(Backend(self.inspectors["api"])))
         self.client = TestClient(app)
-
-    def inspector(self, name):
-        """With files of its own, so that no door profits from what another found out."""
-        library = Library([Folder(self.folder)], self.tmp_path / name / "library.json")
-        library.refresh()
-        by_hash = library.get("by_hash.safetensors")
-        library.sha256(by_hash)  # copies are compared with the weights of files that are known by their hash
-        library.identify(by_hash)
-        return Inspector(FamilyFinder(library, self.tmp_path / name / "families.json", self.known))
 
     def entry(self, door, name):
         return self.inspectors[door].library.get(f"{name}.safetensors")
@@ -154,8 +175,8 @@ class Doors:
 
 
 @pytest.fixture
-def doors(folder, tmp_path, capsys, known):
-    return Doors(folder, tmp_path, capsys, known)
+def doors(folder, inspectors, known, tmp_path, capsys):
+    return Doors(folder, inspectors, CommandLine(tmp_path / "app", capsys))
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -205,7 +226,7 @@ def test_a_family_that_is_not_run_is_named_and_its_scale_is_a_guess_with_a_warni
     ("name", "error", "words"),
     [("broken", BrokenVaeError, "its header promises"), ("lora", UnsupportedVaeError, "is a LoRA")],
 )
-def test_what_cannot_be_used_is_refused_alike(doors, name, error, words):
+def test_what_cannot_be_used_is_refused_alike(doors, known, name, error, words):
     assert words in doors.command_line("inspect", f"{name}.safetensors", "--vae-dir", doors.folder).error
     answer = doors.client.get(f"{PREFIX}/inspect", params={"name": f"{name}.safetensors"})
     assert answer.status_code == 422
@@ -217,8 +238,23 @@ def test_what_cannot_be_used_is_refused_alike(doors, name, error, words):
     (facts, *_) = vae_facts.facts_of(doors.inspectors["tab"], doors.entry("tab", name))
     assert words in facts.problem
     entries = doors.inspectors["gallery"].library.entries
-    rows = gallery.rows(entries, doors.known, found=doors.inspectors["gallery"].finder.remembered)
+    rows = gallery.rows(entries, known, found=doors.inspectors["gallery"].finder.remembered)
     assert words in next(row for row in rows if row.key == f"{name}.safetensors").problem
+
+
+def test_a_latent_gets_the_scale_of_the_family_that_was_found(doors, tmp_path):
+    write_picture(tmp_path / "in.png", 16, 16)
+    for name in ("by_hash", "by_behaviour"):
+        options = ("--vae", doors.folder / f"{name}.safetensors", "-o", tmp_path / "out.safetensors")
+        assert doors.command_line("encode", tmp_path / "in.png", *options, "--json").data["warnings"] == []
+        picture = base64.b64encode((tmp_path / "in.png").read_bytes()).decode()
+        request = {"image": picture, "vae": f"{name}.safetensors"}
+        answer = doors.client.post(f"{PREFIX}/encode", json=request).json()
+        assert answer["warnings"] == []
+        (tmp_path / "api.safetensors").write_bytes(base64.b64decode(answer["latent"]))
+        for file in (read_latent(tmp_path / "out.safetensors"), read_latent(tmp_path / "api.safetensors")):
+            assert file.family == KNOWN[name][0]
+            assert file.scale_factor == {"sdxl": 0.13025, "sd1": 0.18215}[file.family]
 
 
 # --- what it costs ---------------------------------------------------------------------------------------------------

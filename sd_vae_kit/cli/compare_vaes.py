@@ -11,7 +11,7 @@ from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.contact_sheet import RoundTrip, draw_sheet
 from sd_vae_kit.cli.network_run import request_of, run_network
 from sd_vae_kit.cli.targets import check_target
-from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_fixes, open_library, ready
+from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_fixes, open_inspector, ready
 from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import OptionError
@@ -26,7 +26,7 @@ from sd_vae_kit.pictures.picture_file import (
     to_image,
     to_pixels,
 )
-from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.vaes.inspection import Inspector
 
 
 def run(options: argparse.Namespace) -> CommandResult:
@@ -35,10 +35,10 @@ def run(options: argparse.Namespace) -> CommandResult:
     if kind_by_name(target) != "PNG":
         raise OptionError(f"{options.output}: the sheet is a .png, so that the differences in it are true.")
     picture = open_picture(options.image)
-    library = open_library(options)
+    inspector = open_inspector(options)
     trips, results, warnings = [], [], []
     for name in options.vae:
-        pixels, facts = _round_trip(picture, library, name, options)
+        pixels, facts = _round_trip(picture, inspector, name, options)
         results.append({"vae": name, **facts, **_distance(picture.pixels, pixels)})
         trips.append(RoundTrip(Path(name).name, _note(results[-1]), pixels))
         warnings += [f"{name}: {warning}" for warning in facts["warnings"]]  # type: ignore[attr-defined]
@@ -49,10 +49,10 @@ def run(options: argparse.Namespace) -> CommandResult:
 
 
 def _round_trip(
-    picture: Picture, library: Library, name: str, options: argparse.Namespace
+    picture: Picture, inspector: Inspector, name: str, options: argparse.Namespace
 ) -> tuple[Pixels, dict[str, object]]:
-    request, chosen = request_of(options), choose(library, name, quiet=options.json)
-    encoder, decoder = _halves(chosen, library, options)
+    request, chosen = request_of(options), choose(inspector, name, quiet=options.json)
+    encoder, decoder = _halves(chosen, inspector, options)
     image, size = reflect_pad(to_image(picture), encoder.latent_format.downscale)
     latent, encoding = run_network(
         lambda request: encoder.encode(image, request=request), encoder, "encoder", request, quiet=options.json
@@ -61,7 +61,7 @@ def _round_trip(
         lambda request: decoder.decode(latent, request=request), decoder, "decoder", request, quiet=options.json
     )
     facts: dict[str, object] = {
-        "family": chosen.family,
+        "family": chosen.finding.family,
         "dtype": encoding.dtype,
         "seconds_encode": encoding.seconds,
         "seconds_decode": decoding.seconds,
@@ -71,7 +71,7 @@ def _round_trip(
     return to_pixels(crop(restored, size))[0], facts
 
 
-def _halves(chosen: Chosen, library: Library, options: argparse.Namespace) -> tuple[Vae, Vae]:
+def _halves(chosen: Chosen, inspector: Inspector, options: argparse.Namespace) -> tuple[Vae, Vae]:
     """Encoder and decoder: of one file, or of a TAESD's two, `..._encoder...` and `..._decoder...` side by side."""
     device, runner = best_device(), Runner(open_fixes(options))
     vae = ready(chosen, family=None, dtype=options.dtype, device=device, runner=runner)
@@ -84,7 +84,7 @@ def _halves(chosen: Chosen, library: Library, options: argparse.Namespace) -> tu
             f"{chosen.entry.name} holds only a {vae.part}; put the {missing} beside it "
             f"(the same name with {missing!r} instead of {vae.part!r}), or choose a VAE with both."
         )
-    beside = choose(library, str(other), quiet=options.json)
+    beside = choose(inspector, str(other), quiet=options.json)
     second = ready(beside, family=None, dtype=options.dtype, device=device, runner=runner)
     return (vae, second) if vae.part == "encoder" else (second, vae)
 

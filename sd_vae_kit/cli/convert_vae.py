@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.targets import check_safetensors_target
-from sd_vae_kit.cli.vae_choice import choose, open_library
+from sd_vae_kit.cli.vae_choice import hashing_bar, open_library, read
 from sd_vae_kit.core.convert import convert
 from sd_vae_kit.core.files.safetensors_file import save
 from sd_vae_kit.core.fp16_safe import Safe, make_fp16_safe
@@ -26,27 +26,27 @@ def run(options: argparse.Namespace) -> CommandResult:
     """Write OUT and report what is in it; the VAE inside a full checkpoint becomes a file of its own."""
     target = check_safetensors_target(options.output, options.vae)
     library = open_library(options)
-    chosen = choose(library, options.vae, quiet=options.json)
-    weights, safe = chosen.weights, None
+    entry, weights = read(library, options.vae)
+    source_sha256 = library.sha256(entry, hashing_bar(entry, quiet=options.json))
+    safe = None
     if options.fp16_safe:
         safe = _made_safe(weights, options.dtype, label=Path(options.vae).name)
         weights = safe.weights
     tensors, metadata = convert(weights, options.layout, options.dtype)
     save(target, tensors, metadata)
-    written = choose(library, str(target), quiet=options.json)  # read back: what is reported is what is there
-    detection = written.weights.detection
+    entry, written = library.read(target)  # read back: what is reported is what is there
+    sha256 = library.sha256(entry, hashing_bar(entry, quiet=options.json))
+    detection = written.detection
     data: dict[str, object] = {
         "path": str(target),
         "layout": detection.layout,
-        "dtype": written.weights.dtype,
+        "dtype": written.dtype,
         "tensors": len(tensors),
-        "sha256": written.sha256,
-        "source_sha256": chosen.sha256,
+        "sha256": sha256,
+        "source_sha256": source_sha256,
         "warnings": list(detection.warnings),
     }
-    line = (
-        f"{target}: {detection.layout}, {written.weights.dtype}, {len(tensors)} tensors, sha256 {written.sha256[:10]}"
-    )
+    line = f"{target}: {detection.layout}, {written.dtype}, {len(tensors)} tensors, sha256 {sha256[:10]}"
     lines = [line]
     if safe is not None:
         data |= {"folded": safe.folded, "largest_value": safe.largest_after, "fp16_error": safe.error}

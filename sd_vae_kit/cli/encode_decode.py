@@ -11,7 +11,7 @@ from torch import Tensor
 from sd_vae_kit.cli.command_result import CommandResult
 from sd_vae_kit.cli.network_run import json_of, request_of, run_network
 from sd_vae_kit.cli.targets import check_safetensors_target, check_target
-from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_fixes, open_library, ready
+from sd_vae_kit.cli.vae_choice import Chosen, best_device, choose, open_fixes, open_inspector, ready
 from sd_vae_kit.core.files.family_of_header import fitting_families
 from sd_vae_kit.core.files.latent_file import LatentFile, read_latent, write_latent
 from sd_vae_kit.core.networks.latent_format import FORMATS, family_label, split_family
@@ -38,7 +38,7 @@ def run_encode(options: argparse.Namespace) -> CommandResult:
         raise OptionError("--sample and --seed N belong together: a draw that cannot be repeated is of no use.")
     target = check_safetensors_target(options.output, options.image, options.vae)
     picture = open_picture(options.image)
-    chosen = choose(open_library(options), options.vae, quiet=options.json)
+    chosen = choose(open_inspector(options), options.vae, quiet=options.json)
     if options.sample and chosen.weights.detection.kind == "tiny":
         raise OptionError(f"{chosen.entry.name} is a TAESD: it has no posterior to draw from; leave out --sample.")
     runner = Runner(open_fixes(options))
@@ -62,7 +62,7 @@ def run_decode(options: argparse.Namespace) -> CommandResult:
     file = read_latent(options.latent)
     if len(file.latent) != 1:
         raise LatentFileError(f"{options.latent} holds {len(file.latent)} latents; decode takes a file with one.")
-    chosen = choose(open_library(options), options.vae, quiet=options.json)
+    chosen = choose(open_inspector(options), options.vae, quiet=options.json)
     vae, warnings = _vae_for(file, chosen, options)
     image, report = run_network(
         lambda request: vae.decode(file.latent, request=request), vae, "decoder", request, quiet=options.json
@@ -83,7 +83,7 @@ def _vae_for(file: LatentFile, chosen: Chosen, options: argparse.Namespace) -> t
     """
     if options.family and file.family and options.family != file.family:
         raise OptionError(f"{options.latent} says it is of the family {file.family}; leave out --family.")
-    own = split_family(chosen.family)
+    own = [name for name in split_family(chosen.finding.family) if name in FORMATS]
     detection = chosen.weights.detection
     fits = file.family in fitting_families(detection.z_channels, detection.downscale)
     family = options.family or (file.family if fits else None)
@@ -92,7 +92,7 @@ def _vae_for(file: LatentFile, chosen: Chosen, options: argparse.Namespace) -> t
     warnings = []
     if fits and own and file.family not in own:
         warnings.append(
-            f"the latent is of {family_label(file.family)}, {chosen.entry.name} of {family_label(chosen.family)}; "
+            f"the latent is of {family_label(file.family)}, {chosen.entry.name} of {chosen.finding.label}; "
             "the colours will be wrong"
         )
     if file.scale_factor is not None:

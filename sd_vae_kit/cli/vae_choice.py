@@ -17,14 +17,16 @@ from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae, VaeWeights, make_vae
 from sd_vae_kit.errors import OptionError, VaeNotFoundError
 from sd_vae_kit.standalone import demo
+from sd_vae_kit.units import MIB
 from sd_vae_kit.vaes.catalogue import catalogue
 from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.family_finder import FamilyFinder
+from sd_vae_kit.vaes.finding import Finding
 from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library, Progress
 from sd_vae_kit.vaes.model_folders import Folder
 
-LARGE = 2**30  # bytes from which a hash takes long enough to show progress
+LARGE = 1024 * MIB  # bytes from which a hash takes long enough to show progress
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class Chosen:
         entry: Where it lies and what its header says.
         weights: Its tensors.
         sha256: Of the file.
-        family: Latent spaces it may belong to, after asking the catalogue: "sd1", "sd1|sdxl".
+        finding: Whose VAE it is, and how that is known.
     """
 
     entry: Entry
     weights: VaeWeights
     sha256: str
-    family: str
+    finding: Finding
 
 
 def open_library(options: argparse.Namespace) -> Library:
@@ -77,18 +79,16 @@ def open_inspector(options: argparse.Namespace) -> Inspector:
     return Inspector(FamilyFinder(open_library(options), cache, catalogue()))
 
 
-def choose(library: Library, name: str, *, quiet: bool) -> Chosen:
+def choose(inspector: Inspector, name: str, *, quiet: bool) -> Chosen:
     """Read the VAE that `name` means: a path if there is such a file, else a name in the library.
 
     Raises:
         VaeNotFoundError: Neither; the message says what is near.
         VaeKitError: The file cannot be used, and why.
     """
-    entry, weights = read(library, name)
-    sha256 = library.sha256(entry, hashing_bar(entry, quiet=quiet))
-    known = catalogue().by_hash(sha256)
-    is_decided = known is not None and known.family in weights.detection.families
-    return Chosen(entry, weights, sha256, known.family if known and is_decided else weights.detection.family)
+    entry, weights = read(inspector.library, name)
+    sha256 = inspector.library.sha256(entry, hashing_bar(entry, quiet=quiet))
+    return Chosen(entry, weights, sha256, inspector.family(entry, weights))
 
 
 def ready(chosen: Chosen, *, family: str | None, dtype: str, device: torch.device, runner: Runner) -> Vae:
@@ -104,17 +104,19 @@ def ready(chosen: Chosen, *, family: str | None, dtype: str, device: torch.devic
     Raises:
         OptionError: The family is unknown or does not fit.
     """
-    if family is None and chosen.family and "|" not in chosen.family:
-        family = chosen.family
     vae = make_vae(
-        chosen.weights, family=family, dtype=wanted_dtype(dtype, device), label=chosen.entry.name, runner=runner
+        chosen.weights,
+        family=family or chosen.finding.to_run_as,
+        dtype=wanted_dtype(dtype, device),
+        label=chosen.entry.name,
+        runner=runner,
     )
     vae.module.to(device)
     return vae
 
 
 def read(library: Library, name: str) -> tuple[Entry, VaeWeights]:
-    """As `choose`, without working out the file's hash."""
+    """As `choose`, without working out the file's hash and family."""
     if Path(name).exists():
         return library.read(name)
     library.refresh()

@@ -28,7 +28,7 @@ from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
 from sd_vae_kit.core.run.report import RunReport
 from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.core.run.runner import Runner
-from sd_vae_kit.core.vae import Vae, build, choose_format
+from sd_vae_kit.core.vae import Vae, make_vae
 from sd_vae_kit.errors import LatentFileError, PictureError, VaeKitError, VaeNotFoundError
 from sd_vae_kit.pictures.picture_file import crop, open_picture, png_bytes, reflect_pad, to_image, to_pixels
 from sd_vae_kit.vaes.entry import Entry
@@ -230,16 +230,10 @@ class Api:
 
     def _vae(self, entry: Entry, family: str | None, dtype: Dtype, device: torch.device) -> Vae:
         weights = self._backend.library.load(entry)
-        latent_format, warning = choose_format(weights.detection, family, label=entry.name)
-        module = build(weights, dtype=wanted_dtype(dtype, device)).to(device)
-        return Vae(
-            module,
-            latent_format,
-            part=weights.detection.part,
-            label=entry.name,
-            warnings=(*weights.detection.warnings, *([warning] if warning else [])),
-            runner=self._runner,
-        )
+        known = family or self._backend.inspector.family(entry, weights).to_run_as
+        vae = make_vae(weights, family=known, dtype=wanted_dtype(dtype, device), label=entry.name, runner=self._runner)
+        vae.module.to(device)
+        return vae
 
 
 def _done(vae: Vae, report: RunReport) -> dict[str, Any]:
