@@ -32,9 +32,10 @@ class PrecisionPolicy:
             return asked
         if self.mode == "fp32":
             return torch.float32
-        if asked == torch.float16 and fixes.whole == "bf16" and self.prefer_bf16:
-            return torch.bfloat16
-        return torch.float32 if fixes.whole == "fp32" and self.may_use_fp32 else asked
+        if fixes.whole == "fp32" and self.may_use_fp32:
+            return torch.float32
+        # whatever an earlier picture needed, it needed because fp16 overflowed
+        return torch.bfloat16 if asked == torch.float16 and fixes and self.prefer_bf16 else asked
 
     def next_dtype(self, failed: torch.dtype) -> torch.dtype | None:
         """What the whole call is run in after `failed`; None: nothing is left."""

@@ -186,6 +186,17 @@ def test_bf16_only_where_the_user_prefers_it(place):
     assert otherwise.report.dtype == "fp16", "what was learnt for bf16 says nothing to those who do not want it"
 
 
+@pytest.mark.parametrize("place", ["stream", "last norm"])
+def test_bf16_is_preferred_to_repairs_that_are_known_from_earlier_pictures_too(place):
+    found = case(place, "decoder", "middle")
+    repaired, _ = rescued(found)
+    assert repaired.report.dtype == "fp16"
+    done, _ = rescued(found, repaired.fixes, policy=PrecisionPolicy(prefer_bf16=True))
+    assert (done.report.dtype, done.report.steps_recomputed) == ("bf16", 0)
+    again, _ = rescued(found, done.fixes)
+    assert (again.report.dtype, again.report.steps_recomputed) == ("fp16", 0), "the repairs are not forgotten over it"
+
+
 def test_without_fp32_a_range_shift_still_helps_and_what_needs_fp32_is_an_error():
     allowed = PrecisionPolicy(may_use_fp32=False)
     done, _ = rescued(case("stream", "decoder", "middle"), policy=allowed)
