@@ -6,6 +6,7 @@
     python launch.py test ARGS           only pytest, with these arguments
     python launch.py test --ci [ARGS]    all four, and pytest's slowest tests
     python launch.py test --matrix       the pages on every gradio that web UIs ship, core on a named web UI's torch
+    python launch.py test --hosts        what has changed in the web UIs that are installed here and named
     python launch.py bench ...           side-by-side measurements
 
 Standard library only.  It must still parse on Pythons too old to run it, so that they get a line, not a traceback.
@@ -295,6 +296,8 @@ def run_tests(environment: Environment, arguments: list[str]) -> int:
     """Run the checks, all of them even after a failure, and return the first failure's exit code."""
     if "--matrix" in arguments:
         return run_matrix(environment, [argument for argument in arguments if argument != "--matrix"])
+    if "--hosts" in arguments:
+        return compare_hosts(environment, [argument for argument in arguments if argument != "--hosts"])
     ci = "--ci" in arguments
     arguments = [argument for argument in arguments if argument != "--ci"]
     prepare(environment, ["test"])
@@ -317,6 +320,12 @@ def run_matrix(environment: Environment, arguments: list[str]) -> int:
     prepare(environment, ["test"])
     matrix = environment.root / "tools" / "matrix.py"
     return wait_for([str(environment.python), "-I", str(matrix), *arguments], reproducible_environ(), environment.root)
+
+
+def compare_hosts(environment: Environment, arguments: list[str]) -> int:
+    """Only reads files, so that it needs no packages and runs on this Python."""
+    command = [sys.executable, "-I", "-c", RUN_MODULE, str(environment.root), "tools.host_names", *arguments]
+    return wait_for(command, clean_environ(), environment.root)
 
 
 COMMANDS = {"cli": run_cli, "test": run_tests, "bench": run_bench}

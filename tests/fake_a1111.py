@@ -23,6 +23,7 @@ from vae_files import kl_config, kl_state, randomised, write
 
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL
 
+WRONG_HASH = "0123456789"  # what the program says of every VAE
 CALLBACKS = ("script_unloaded", "before_ui", "ui_settings", "ui_tabs", "model_loaded", "infotext_pasted", "app_started")
 
 
@@ -33,8 +34,8 @@ class OptionInfo:
         self.onchange, self.section, self.infotext, self.do_not_save = onchange, section, infotext, False
         self.comment_after = ""
 
-    def info(self, text):
-        self.comment_after += text
+    def info(self, info):
+        self.comment_after += info
         return self
 
 
@@ -76,25 +77,35 @@ class Options:
         self.data.setdefault(key, info.default)
 
 
-class State:
-    """What the page asks while a job runs."""
+def state_class(program: FakeA1111) -> type:
+    class State:
+        """What the page asks while a job runs."""
 
-    def __init__(self, program):
-        self.interrupted = self.skipped = False
-        self.said, self.current_latent, self._program = [], None, program
+        def __init__(self):
+            self.interrupted = self.skipped = False
+            self.current_latent = None
 
-    @property
-    def textinfo(self):
-        return self.said[-1] if self.said else None
+        @property
+        def textinfo(self):
+            return program.said[-1] if program.said else None
 
-    @textinfo.setter
-    def textinfo(self, text):
-        self.said.append(text)
+        @textinfo.setter
+        def textinfo(self, text):
+            program.said.append(text)
 
-    def do_set_current_image(self):
-        """The page's thread makes a preview."""
-        common = self._program.sd_samplers_common
-        self._program.previews.append(common.samples_to_images_tensor(self.current_latent, 0))
+        def do_set_current_image(self):
+            """The page's thread makes a preview."""
+            common = program.sd_samplers_common
+            program.previews.append(common.samples_to_images_tensor(self.current_latent, 0))
+
+    return State
+
+
+def registering(callbacks: list[Any]) -> Any:
+    def on_event(callback, *, name=None):
+        callbacks.append(callback)
+
+    return on_event
 
 
 class Model(nn.Module):
@@ -182,6 +193,7 @@ class FakeA1111:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.said: list[str | None] = []  # what stood beside the progress bar
         self.registered: dict[str, list[Any]] = {name: [] for name in CALLBACKS}
         self.errors: list[Exception] = []
         self.loaded_models: list[object] = []
@@ -289,17 +301,18 @@ class FakeA1111:
                      NansException=type("NansException", (Exception,), {}),
                      test_for_nans=self._test_for_nans)  # fmt: skip
         self._module("modules.call_queue", queue_lock=threading.Lock())
-        self._module("modules.lowvram", is_enabled=lambda model: model is not None and model.lowvram)
+        self._module("modules.lowvram", is_enabled=lambda sd_model: sd_model is not None and sd_model.lowvram)
         self._module("modules.sd_hijack")
-        self._module("modules.extra_networks", get_user_metadata=lambda file: self.cards.get(Path(file).stem, {}))
+        self._module("modules.extra_networks", get_user_metadata=self._get_user_metadata)
         self.cards: dict[str, dict[str, str]] = {}
         self._module("modules.options", Options=Options, OptionInfo=OptionInfo)
-        self._module("modules.shared", opts=Options(labels), OptionInfo=OptionInfo, sd_model=None, state=State(self),
+        self._module("modules.shared", opts=Options(labels), OptionInfo=OptionInfo, sd_model=None,
+                     state=state_class(self)(),
                      cmd_opts=types.SimpleNamespace(**flags, **switches, api=True))  # fmt: skip
         self._make_previews()
         self._module("modules.sd_models", model_data=models, model_path=str(self.folder / "Stable-diffusion"))
         self._module("modules.scripts", Script=type("Script", (), {}), AlwaysVisible=object(), scripts_data=[])
-        callbacks = {f"on_{name}": self.registered[name].append for name in CALLBACKS}
+        callbacks = {f"on_{name}": registering(self.registered[name]) for name in CALLBACKS}
         self._module("modules.script_callbacks", **callbacks, model_loaded_callback=self._model_loaded)
         self._make_sd_vae()
         self._make_processing()
@@ -316,37 +329,40 @@ class FakeA1111:
                 return sample[:, :3].clamp(-1.0, 1.0)
             return (model or self.shared.sd_model).decode_first_stage(sample)
 
-        def store_latent(latent):
-            self.previews.append(common.samples_to_images_tensor(latent, 0))
+        def store_latent(decoded):
+            self.previews.append(common.samples_to_images_tensor(decoded, 0))
 
         self.previews: list[torch.Tensor] = []
         indexes = {"Full": 0, "Approx NN": 1, "Approx cheap": 2, "TAESD": 3}
         common = self._module("modules.sd_samplers_common", approximation_indexes=indexes, store_latent=store_latent,
                               samples_to_images_tensor=samples_to_images_tensor)  # fmt: skip
 
-    def _model_loaded(self, model: object) -> None:
-        self.loaded_models.append(model)
+    def _get_user_metadata(self, filename, lister=None):
+        return self.cards.get(Path(filename).stem, {})
+
+    def _model_loaded(self, sd_model):
+        self.loaded_models.append(sd_model)
         for callback in list(self.registered["model_loaded"]):
-            callback(model)
+            callback(sd_model)
 
     def _make_sd_vae(self) -> None:
         """Its list of files, then how it loads one; base_vae and the rest are the module's globals, as in the host."""
         vae = self._module("modules.sd_vae", VaeResolution=VaeResolution, vae_path=str(self.folder / "VAE"),
                            vae_dict={}, base_vae=None, loaded_vae_file=None, checkpoint_info=None,
-                           unspecified=object(), wrong_hash="0123456789")  # fmt: skip
+                           unspecified=object())  # fmt: skip
 
         def refresh_vae_list():
             vae.vae_dict.clear()
             vae.vae_dict.update({path.name: str(path) for path in sorted(Path(vae.vae_path).rglob("*.safetensors"))})
 
-        def find_vae_near_checkpoint(file):
-            stem = Path(file).stem
+        def find_vae_near_checkpoint(checkpoint_file):
+            stem = Path(checkpoint_file).stem
             return next((path for path in vae.vae_dict.values() if Path(path).name.startswith(stem)), None)
 
-        def resolve_vae(file):
+        def resolve_vae(checkpoint_file):
             chosen = self.shared.opts.sd_vae
             if chosen == "Automatic":
-                return VaeResolution(vae.find_vae_near_checkpoint(file))
+                return VaeResolution(vae.find_vae_near_checkpoint(checkpoint_file))
             return VaeResolution(vae.vae_dict.get(chosen))
 
         vars(vae).update(
@@ -355,7 +371,7 @@ class FakeA1111:
             resolve_vae=resolve_vae,
             load_vae_dict=lambda filename, map_location: {},
             get_loaded_vae_name=lambda: Path(vae.loaded_vae_file).name if vae.loaded_vae_file else None,
-            get_loaded_vae_hash=lambda: vae.wrong_hash if vae.loaded_vae_file else None,
+            get_loaded_vae_hash=lambda: WRONG_HASH if vae.loaded_vae_file else None,
         )
         self._make_vae_loading(vae)
 

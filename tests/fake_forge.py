@@ -25,36 +25,41 @@ class FakeInitialModel:
     """Stands where the engine will be until the first job."""
 
 
-class VAE:
-    """backend.patcher.vae.VAE: shared by clones, holds the module; pictures are BHWC in [0, 1]."""
+def vae_class(program: FakeForge) -> type:
+    class VAE:
+        """backend.patcher.vae.VAE: shared by clones, holds the module; pictures are BHWC in [0, 1]."""
 
-    def __init__(self, module: nn.Module, memory: Any) -> None:
-        self.first_stage_model, self.memory = module, memory
-        self.memory_used_encode = lambda shape, dtype: 1767 * shape[2] * shape[3] * 4
-        self.memory_used_decode = lambda shape, dtype: 2178 * shape[2] * shape[3] * 64 * 4
-        self.device = self.output_device = torch.device("cpu")
-        self.vae_dtype = torch.float32
+        def __init__(self, model: nn.Module | None = None) -> None:
+            self.first_stage_model = model
+            self.memory_used_encode = lambda shape, dtype: 1767 * shape[2] * shape[3] * 4
+            self.memory_used_decode = lambda shape, dtype: 2178 * shape[2] * shape[3] * 64 * 4
+            self.device = self.output_device = torch.device("cpu")
+            self.vae_dtype = torch.float32
 
-    def clone(self):
-        return VAE(self.first_stage_model, self.memory)
+        def clone(self):
+            return type(self)(self.first_stage_model)
 
-    def decode_tiled(self, z):
-        """Three passes, averaged, not exact; here the picture's corner stands for them."""
-        self.memory.tiled.append(tuple(z.shape))
-        return (self.first_stage_model.decode(z[:, :, :2, :2]) * 0.5 + 0.5).movedim(1, -1)
+        def decode_tiled(self, samples, tile_x=64, tile_y=64, overlap=16):
+            """Three passes, averaged, not exact; here the picture's corner stands for them."""
+            program.tiled.append(tuple(samples.shape))
+            return (self.first_stage_model.decode(samples[:, :, :2, :2]) * 0.5 + 0.5).movedim(1, -1)
 
-    def decode(self, z):
-        if self.memory.VAE_ALWAYS_TILED:
-            return self.decode_tiled(z)
-        try:
-            self.memory.asked.append(self.memory_used_decode(z.shape, self.vae_dtype))
-            return (self.first_stage_model.decode(z) * 0.5 + 0.5).movedim(1, -1)
-        except self.memory.OOM_EXCEPTION:
-            return self.decode_tiled(z)
+        def decode(self, samples_in):
+            memory = program.modules["backend.memory_management"]
+            if memory.VAE_ALWAYS_TILED:
+                return self.decode_tiled(samples_in)
+            try:
+                program.asked.append(self.memory_used_decode(samples_in.shape, self.vae_dtype))
+                return (self.first_stage_model.decode(samples_in) * 0.5 + 0.5).movedim(1, -1)
+            except memory.OOM_EXCEPTION:
+                return self.decode_tiled(samples_in)
 
-    def encode(self, pixels):
-        self.memory.asked.append(self.memory_used_encode(pixels.movedim(-1, 1).shape, self.vae_dtype))
-        return self.first_stage_model.encode(pixels.movedim(-1, 1) * 2 - 1)
+        def encode(self, pixel_samples):
+            image = pixel_samples.movedim(-1, 1)
+            program.asked.append(self.memory_used_encode(image.shape, self.vae_dtype))
+            return self.first_stage_model.encode(image * 2 - 1)
+
+    return VAE
 
 
 class Engine:
@@ -62,9 +67,9 @@ class Engine:
 
     first_stage_model = None
 
-    def __init__(self, file: Path, module: nn.Module, memory: Any) -> None:
+    def __init__(self, file: Path, vae: Any) -> None:
         self.sd_checkpoint_info = types.SimpleNamespace(filename=str(file), name_for_extra=file.stem, title=file.name)
-        self.forge_objects = types.SimpleNamespace(vae=VAE(module, memory))
+        self.forge_objects = types.SimpleNamespace(vae=vae)
 
     @torch.inference_mode()
     def decode_first_stage(self, latent):
@@ -75,8 +80,9 @@ class Engine:
 
 def _task_class(program: FakeForge) -> type:
     class Task:
-        def __init__(self, func, args=(), kwargs=None):
-            self.func, self.args, self.kwargs, self.result, self.exception = func, args, kwargs or {}, None, None
+        def __init__(self, task_id, func, args, kwargs):
+            self.task_id, self.func, self.args, self.kwargs = task_id, func, args, kwargs
+            self.result = self.exception = None
 
         def work(self):
             main_thread = program.modules["modules_forge.main_thread"]
@@ -103,6 +109,8 @@ class FakeForge(FakeA1111):
 
     def __init__(self, folder: Path) -> None:
         self.printed: list[Exception] = []
+        self.asked: list[float] = []  # bytes of room for the VAE
+        self.tiled: list[tuple[int, ...]] = []  # shapes that the program decoded in its own tiles
         super().__init__(folder)
 
     # -- what tests do ---------------------------------------------------------------------------------------------
@@ -127,14 +135,14 @@ class FakeForge(FakeA1111):
     def _engine(self, checkpoint_info: str, additional_modules: list[str]) -> Engine:
         file = self.folder / "Stable-diffusion" / f"{checkpoint_info}.safetensors"
         if checkpoint_info == "video":
-            return Engine(file, VideoVae(), self.modules["backend.memory_management"])
+            return Engine(file, self.modules["backend.patcher.vae"].VAE(VideoVae()))
         module = randomised(AutoencoderKL(kl_config()), 100 + len(checkpoint_info)).requires_grad_(False)
         scale, shift = self.factors
         module.process_out = lambda latent: latent / scale + shift
         module.process_in = lambda z: (z - shift) * scale
         for path in additional_modules:
             module.load_state_dict(load_file(path))
-        return Engine(file, module, self.modules["backend.memory_management"])
+        return Engine(file, self.modules["backend.patcher.vae"].VAE(module))
 
     factors = (0.18215, 0.0)
 
@@ -166,28 +174,30 @@ class FakeForge(FakeA1111):
             vae_device=lambda: torch.device("cpu"),
             VAE_ALWAYS_TILED=False,
             OOM_EXCEPTION=torch.cuda.OutOfMemoryError,
-            asked=[],
-            tiled=[],
         )
         self._module("backend.patcher").__path__ = backend.__path__ = []
-        self._module("backend.patcher.vae", VAE=VAE)
+        self._module("backend.patcher.vae", VAE=vae_class(self))
         self.select()
 
     def _make_sd_vae(self) -> None:
         super()._make_sd_vae()
         vae = self.sd_vae
-        for name in ("load_vae", "load_vae_dict", "reload_vae_weights", "clear_loaded_vae"):
-            setattr(vae, name, lambda *args, **kwargs: None)
-        vae.load_torch_file = load_file
+        vae.load_vae = lambda model, vae_file=None, vae_source="from unknown source": None
+        vae.load_vae_dict = lambda filename, map_location: None
+        vae.reload_vae_weights = lambda sd_model=None, vae_file=None: None
+        vae.clear_loaded_vae = lambda: None
+        vae.load_torch_file = lambda ckpt, safe_load=False, device=None: load_file(ckpt)
 
     def _page_class(self) -> type:
+        opts = self.shared.opts
+
         class UiSettings:
             dummy_component = "dummy"
 
-            def run_settings(page, *values):
-                for key, value, component in zip(self.shared.opts.data_labels, values, page.components, strict=False):
-                    if component != page.dummy_component and key not in ("sd_model_checkpoint", "sd_vae"):
-                        self.shared.opts.set(key, value)
+            def run_settings(self, *args):
+                for key, value, component in zip(opts.data_labels, args, self.components, strict=False):
+                    if component != self.dummy_component and key not in ("sd_model_checkpoint", "sd_vae"):
+                        opts.set(key, value)
                 return "saved"
 
         return UiSettings
@@ -198,8 +208,8 @@ class FakeForge(FakeA1111):
                 continue
             self.shared.opts.set(key, value, is_api=is_api, run_callbacks=run_callbacks)
 
-    def _parse(self, text, skip_fields=None):
-        fields = dict(re.findall(r"([\w ]+): ([^,]+)(?:,|$)", text.split("\n")[-1]))
+    def _parse(self, x, skip_fields=None):
+        fields = dict(re.findall(r"([\w ]+): ([^,]+)(?:,|$)", x.split("\n")[-1]))
         fields = {key.strip(): value for key, value in fields.items()}
         if named := fields.pop("VAE", None):
             fields["VAE/TE"] = [named]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import types
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,10 @@ class Network(Exception):
     """A download was tried, and there is no network."""
 
 
+def without_autocast(disable=False):
+    return contextlib.nullcontext()
+
+
 def _state_class(host: FakeA1111) -> type:
     class State:
         sampling_step = current_image_sampling_step = id_live_preview = 0
@@ -39,7 +42,7 @@ def _state_class(host: FakeA1111) -> type:
             self.current_latent = self.current_image = None
 
         def end(self):
-            self.ended = True
+            pass
 
         def set_current_image(self):
             if not host.shared.parallel_processing_allowed:
@@ -65,7 +68,7 @@ def add_previews(host: FakeA1111) -> FakeA1111:
     for key, default in OPTIONS.items():
         opts.data_labels[key] = OptionInfo(default)
     host.shared.parallel_processing_allowed = True
-    host.devices.without_autocast = contextlib.nullcontext
+    host.devices.without_autocast = without_autocast
     host.devices.dtype = torch.float32
     state = host._module("modules.shared_state", State=_state_class(host))
     host.shared.state = state.State()
@@ -80,10 +83,10 @@ def add_previews(host: FakeA1111) -> FakeA1111:
 def _add_networks(host: FakeA1111) -> None:
     """Its small networks, fetched when they are wanted and never found."""
 
-    def download_model(path, url):
-        if not Path(path).exists():
-            host.downloads.append(url)
-            raise Network(url)
+    def download_model(model_path, model_url):
+        if not Path(model_path).exists():
+            host.downloads.append(model_url)
+            raise Network(model_url)
 
     def by_network(name):
         def model():
@@ -146,8 +149,8 @@ def _add_conversions(host: FakeA1111) -> None:
     )
 
 
-def _grid(pictures: list[Any]) -> Image.Image:
-    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
+def _grid(imgs, batch_size=1, rows=None):
+    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in imgs], axis=1))
 
 
 def job(**fields: object) -> types.SimpleNamespace:

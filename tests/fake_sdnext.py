@@ -15,6 +15,20 @@ SHAPE = {"block_out_channels": (32, 64), "layers_per_block": 1, "latent_channels
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 
 
+class SdNextOptions(Options):
+    """`modules.options_handler.Options`."""
+
+    def set(self, key, value, force=False):
+        return super().set(key, value)
+
+
+def registering(callbacks):
+    def on_event(callback):
+        callbacks.append(callback)
+
+    return on_event
+
+
 class Pipeline:
     """A `DiffusionPipeline`: no nn.Module itself."""
 
@@ -40,7 +54,7 @@ class FakeSdNext(FakeA1111):
 
     def _make_modules(self) -> None:
         labels = {key: OptionInfo(value) for key, value in {
-            "sd_vae": "Automatic", "sd_vae_checkpoint_cache": 0, "quicksettings_list": [],
+            "sd_vae": "Automatic", "quicksettings_list": [],
             "vae_dir": str(self.folder / "VAE"), "ckpt_dir": str(self.folder / "Stable-diffusion"),
         }.items()}  # fmt: skip
         self.host_loaded: list[str] = []
@@ -49,12 +63,12 @@ class FakeSdNext(FakeA1111):
         self._module("modules.paths", data_path=str(self.folder))
         self._module("modules.devices", device=torch.device("cpu"))
         self._module("modules.call_queue", queue_lock=threading.Lock())
-        self._module("modules.options_handler", Options=Options)
+        self._module("modules.options_handler", Options=SdNextOptions)
         flags = types.SimpleNamespace(vae=None, vae_kit_disable=False, vae_kit_dir=None, api=True, api_auth=None)
-        self._module("modules.shared", opts=Options(labels), OptionInfo=OptionInfo, sd_model=None, cmd_opts=flags)
+        self._module("modules.shared", opts=SdNextOptions(labels), OptionInfo=OptionInfo, sd_model=None, cmd_opts=flags)
         self._module("modules.modeldata", model_data=types.SimpleNamespace(sd_model=None))
         self._module("modules.scripts", Script=type("Script", (), {}), AlwaysVisible=object(), scripts_data=[])
-        callbacks = {f"on_{name}": self.registered[name].append for name in CALLBACKS}
+        callbacks = {f"on_{name}": registering(self.registered[name]) for name in CALLBACKS}
         self._module("modules.script_callbacks", **callbacks, model_loaded_callback=self._model_loaded)
         self._make_sd_vae()
         self._make_processing()
@@ -71,7 +85,7 @@ class FakeSdNext(FakeA1111):
             vae.vae_dict.update({path.name: str(path) for path in sorted(folder.rglob("*.safetensors"))})
             return vae.vae_dict
 
-        def resolve_vae(file):
+        def resolve_vae(checkpoint_file):
             chosen = self.shared.opts.sd_vae
             if chosen in ("Default", "TAESD") or chosen not in vae.vae_dict:
                 return None, None
@@ -88,4 +102,31 @@ class FakeSdNext(FakeA1111):
         vars(vae).update(refresh_vae_list=refresh_vae_list, resolve_vae=resolve_vae, load_vae=load_vae,
                          reload_vae_weights=reload_vae_weights)  # fmt: skip
 
-        vae.get_loaded_vae_name = vae.get_loaded_vae_hash = lambda: None  # only the fake below asks
+    def _make_processing(self) -> None:
+        def process_images(p):
+            p.scripts.before_process(p)
+            opts = self.shared.opts
+            stored = {key: getattr(opts, key, None) for key in p.override_settings}
+            try:
+                put(opts, p.override_settings)
+                return self.processing.process_images_inner(p)
+            finally:
+                put(opts, stored)
+
+        def put(opts, values):
+            for key, value in values.items():
+                setattr(opts, key, value)
+                if key == "sd_vae":
+                    self.sd_vae.reload_vae_weights()
+
+        def process_images_inner(p):
+            p.scripts.process(p)
+            p.init()
+            for _ in range(p.n_iter):
+                p.scripts.before_process_batch(p)
+                p.pictures.append(self.decode())  # a pipeline's call: a job has no `sample` here
+                if p.fail:
+                    raise RuntimeError("the host failed")
+            p.scripts.postprocess(p, None)
+
+        self._module("modules.processing", process_images=process_images, process_images_inner=process_images_inner)

@@ -1,11 +1,12 @@
 """The names and signatures that web UIs have for this extension, recorded from their sources, and what has changed.
 
-    python launch.py test --hosts                        what changed in each installation since it was recorded
-    python launch.py test --hosts --record [NAME=COMMIT]  write tests/data/host_names/*.json anew
+    python launch.py test --hosts                           what changed in each installation since it was recorded
+    python launch.py test --hosts --record [NAME=COMMIT]    write tests/data/host_names/*.json anew
 
-An installation is named by its variable, see `PROGRAMS`.  Only the modules that the package uses are recorded, names and
-signatures and nothing else; fakes in tests are held to them.  COMMIT is the one that an installation was made from,
-where its folder does not say so itself.  The exit code is 1 if a name is gone that the package uses.
+An installation is named by its variable: VAE_KIT_A1111_DIR, VAE_KIT_FORGE_DIR, VAE_KIT_NEO_DIR, VAE_KIT_SDNEXT_DIR,
+VAE_KIT_REFORGE_DIR, VAE_KIT_CLASSIC_DIR.  Only the modules that the package uses are recorded, names and signatures
+and nothing else; the fakes in tests are held to them.  NAME=COMMIT (neo=5692d2d1) says which commit an installation was
+made from, where its folder does not.  The exit code is 1 if a name is gone that the package uses.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class Recording:
         return self._inside(self.modules[module].get(first), rest)
 
     def _setting(self, owner: str, rest: str) -> Entry | None:
-        key, _, further = rest.partition(".")
+        key = rest.partition(".")[0]
         if key in (self.options if owner == "opts" else self.flags):
             return VALUE
         return self._inside(self.modules["modules.shared"].get(owner), rest) if owner == "opts" else None
@@ -296,14 +297,15 @@ def compare(program: Program, now: Recording) -> bool:
     if not program.file.is_file():
         print(f"{program.name}: never recorded; --record does it.")
         return True
-    before = Recording.load(program.file)
-    found, uses = changes(before, now), program.uses()
-    lost = {use.name for use in missing(now, uses)} - {use.name for use in missing(before, uses)}
-    print(f"{program.name} {now.version} {now.commit[:8]}: {len(found)} changes since {before.version} {before.commit[:8]}")
+    before, uses = Recording.load(program.file), program.uses()
+    found = changes(before, now)
+    count = f"{len(found)} change{'' if len(found) == 1 else 's'}"
+    print(f"{program.name} {now.version} ({now.commit[:8]}): {count} since {before.version} ({before.commit[:8]})")
     for change in found:
         print(f"{program.name}: {change.name} {change.what}")
+    lost = {use.name for use in missing(now, uses)} - {use.name for use in missing(before, uses)}
     for name in sorted(lost):
-        print(f"{program.name}: {name}, which VAE Kit uses, is not there any more")
+        print(f"{program.name}: VAE Kit uses {name}, which is gone")
     return not lost
 
 

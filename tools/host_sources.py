@@ -285,7 +285,7 @@ class HostSources:
             elif isinstance(item, ast.ClassDef):
                 members[item.name] = VALUE
             else:
-                members |= {name: VALUE for name in assigned(item)}
+                members |= dict.fromkeys(assigned(item), VALUE)
         return dict(sorted(members.items()))
 
     # -- options and flags -----------------------------------------------------------------------------------------
@@ -432,7 +432,7 @@ def signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def given_class(node: ast.AST) -> tuple[str, str]:
-    """Of `sys.modules[...].__class__ = Name`: the module ("" for the file's own) and the class; "" for anything else."""
+    """Module ("" for the file's own) and class of `sys.modules[...].__class__ = Name`; "" for anything else."""
     if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Name):
         return "", ""
     target = node.targets[0]
@@ -449,7 +449,9 @@ def option_keys(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             pairs = zip(node.keys, node.values, strict=True)
-            yield from (text_of(key) for key, value in pairs if key is not None and makes_option(value) and text_of(key))
+            yield from (
+                text_of(key) for key, value in pairs if key is not None and makes_option(value) and text_of(key)
+            )
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("add_option") and node.args:
             yield from filter(None, [text_of(node.args[0])])
 

@@ -94,7 +94,7 @@ class Uses:
         return found
 
     def _texts_in_loops(self) -> dict[int, dict[str, list[str]]]:
-        """For each node in a loop over constants: the texts that each name of the loop can be; the inner loop's go first."""
+        """For each node in a loop over constants: the texts that a name of the loop can be, the inner loop's first."""
         found: dict[int, dict[str, list[str]]] = {}
         for loop in ast.walk(self.tree):
             headers = [loop] if isinstance(loop, ast.For) else getattr(loop, "generators", [])
@@ -131,11 +131,18 @@ class Uses:
             elif isinstance(node, ast.Tuple) and len(node.elts) == 2:
                 self._named(node.elts[0], node.elts[1], known)
             elif isinstance(node, BLOCKS):
+                self._overridden(node, known)
                 self._read_block(node, known)
 
-    def _assigned(
-        self, node: ast.Assign, known: dict[str, Place]
-    ) -> Iterator[tuple[str, Place]]:
+    def _overridden(self, node: ast.AST, known: dict[str, Place]) -> None:
+        """Public methods of a class of ours that derives from one of the host: hooks, which the host must know."""
+        bases = [self._place(base, known) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+        for place in filter(None, bases):
+            for method in node.body:  # type: ignore[attr-defined]
+                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                    self._add(place, method, method.name)
+
+    def _assigned(self, node: ast.Assign, known: dict[str, Place]) -> Iterator[tuple[str, Place]]:
         """`state, opts = shared.state, shared.opts`."""
         target, value = node.targets[0], node.value
         pairs = [(target, value)]
@@ -171,9 +178,7 @@ class Uses:
             if module.split(".")[0] in HOST:
                 self._add((module, ""), node, is_question=name == "find_spec")
 
-    def _named(
-        self, owner: ast.expr, name: ast.expr, known: dict[str, Place], *, is_question: bool = False
-    ) -> None:
+    def _named(self, owner: ast.expr, name: ast.expr, known: dict[str, Place], *, is_question: bool = False) -> None:
         """An owner and an attribute's name as text, or as a name that stands for texts."""
         place, found = self._place(owner, known), texts_in(name)
         if isinstance(name, ast.Name):

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from fake_a1111 import WRONG_HASH
 
 OTHERS = ["plain.safetensors", "other.safetensors", "one/same.safetensors", "two/same.safetensors"]
 
@@ -271,7 +272,7 @@ def test_after_unloading_the_host_is_as_it_was_and_knows_what_is_live(webui, hos
     plain = webui.decode()
     host.remove()
     assert near(webui.decode(), plain)
-    assert webui.sd_vae.get_loaded_vae_hash() == webui.sd_vae.wrong_hash
+    assert webui.sd_vae.get_loaded_vae_hash() == WRONG_HASH
     assert "decode_first_stage" not in vars(webui.shared.sd_model)
     choose(webui, "None")  # the host's own way, with the base_vae that we kept for it
     assert near(webui.decode(), own)

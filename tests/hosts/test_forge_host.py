@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 from fake_a1111 import Runner, installed
-from fake_forge import VAE, FakeForge, FakeNeo, HiresJob
+from fake_forge import FakeForge, FakeNeo, HiresJob
 
 
 @pytest.fixture
@@ -191,10 +191,10 @@ def test_a_job_that_fails_leaves_nothing_behind(webui, script, own):
 
 def test_a_refused_job_of_the_page_prints_no_traceback_but_a_defect_does(webui, script, own):
     main_thread = webui.modules["modules_forge.main_thread"]
-    main_thread.Task(lambda: webui.generate(script, "wide.safetensors")).work()
+    main_thread.Task(1, lambda: webui.generate(script, "wide.safetensors"), (), {}).work()
     assert "wide.safetensors" in str(main_thread.last_exception)
     assert not webui.printed
-    main_thread.Task(lambda: webui.generate(script, fail=True)).work()
+    main_thread.Task(1, lambda: webui.generate(script, fail=True), (), {}).work()
     assert [str(error) for error in webui.printed] == ["the host failed"]
 
 
@@ -256,9 +256,10 @@ def test_a_swap_waits_for_running_decodes_of_any_clone(webui, host, own):
 
 def test_patches_lie_on_classes_and_modules_and_go_with_the_extension(webui, host, own):
     assert "decode" not in vars(webui.shared.sd_model.forge_objects.vae)
-    patched = VAE.decode
+    vae = webui.modules["backend.patcher.vae"].VAE
+    patched = vae.decode
     host.remove()
-    assert VAE.decode is not patched
+    assert vae.decode is not patched
     assert not hasattr(webui.processing.process_images_inner, "__vae_kit_patch__")
 
 

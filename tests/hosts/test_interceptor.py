@@ -200,7 +200,7 @@ def test_a_vae_nobody_knows_is_left_to_the_program_and_that_is_said_once(webui, 
 
 def test_progress_is_beside_the_bar_and_goes_away(webui, script):
     webui.generate(script, *ALWAYS)
-    said = webui.shared.state.said
+    said = webui.said
     assert said[-1] is None
     numbers = [int(text.removeprefix("VAE decode ").removesuffix("%")) for text in said if text]
     assert numbers == sorted(numbers)
@@ -217,7 +217,7 @@ def interrupt_at(webui, text):
             super().append(said)
             state.interrupted = state.interrupted or bool(said and said.startswith(text))
 
-    state.said = Said()
+    webui.said = Said()
 
 
 def test_an_interrupt_inside_a_decode_gives_the_preview_in_full_size(webui, host, script, own, messages):
@@ -231,8 +231,8 @@ def test_an_interrupt_inside_a_decode_gives_the_preview_in_full_size(webui, host
         assert_close(picture, expected)
     assert "VAE Kit tiling" not in job.extra_generation_params
     assert any("Approx NN" in m for m in messages)
-    assert webui.shared.state.said[-1] is None
-    webui.shared.state.interrupted, webui.shared.state.said = False, []  # the next job
+    assert webui.said[-1] is None
+    webui.shared.state.interrupted, webui.said = False, []  # the next job
     assert_close(webui.generate(script, *ALWAYS).pictures[0], own, **EXACT)
 
 
@@ -267,7 +267,7 @@ def test_previews_show_no_progress_and_are_not_interrupted(webui, host, script, 
             thread = threading.Thread(target=state.do_set_current_image)
             thread.start()
             thread.join()
-        assert not state.said
+        assert not webui.said
         state.interrupted = False
 
     job = webui.generate(script, *ALWAYS, init=preview)
@@ -470,7 +470,7 @@ def test_forge_asks_for_the_room_that_we_predict(forge):
     host = running()
     report = host.calls.runner.last["decoder"]
     assert report.bands > 1
-    by_the_program, by_us = memory_of(forge).asked
+    by_the_program, by_us = forge.asked
     assert by_the_program == 2178 * 32 * 24 * 64 * 4
     assert by_us == report.predicted_mb * 2**20
     vae = forge.shared.sd_model.forge_objects.vae
@@ -485,7 +485,7 @@ def test_forges_never_oom_is_stepped_aside_for_and_named_once(forge):
     memory_of(forge).VAE_ALWAYS_TILED = True
     for _ in range(2):
         assert "VAE Kit tiling" not in forge.generate(script, *ALWAYS).extra_generation_params
-    assert len(memory_of(forge).tiled) == 2
+    assert len(forge.tiled) == 2
     assert not running().calls.runner.last
     assert sum("Never OOM" in message for message in said) == 1
     memory_of(forge).VAE_ALWAYS_TILED = False
@@ -507,7 +507,7 @@ def test_where_no_plan_works_forge_tiles_in_its_own_way(forge, monkeypatch):
     running().listeners.append(lambda message, level: said.append(message))
     monkeypatch.setattr(Runner, "run", run)
     job = forge.generate(forge_script(), *ALWAYS)
-    assert memory_of(forge).tiled == [(1, 4, 32, 24)]
+    assert forge.tiled == [(1, 4, 32, 24)]
     assert job.pictures[0].shape[1] == 3
     assert "Not enough memory for a decoder input of 32x24 with any plan." in said
 
@@ -521,4 +521,4 @@ def test_an_interrupt_inside_forges_decode_gives_the_preview(forge):
         forge.latent[:, :3].clamp(-1, 1), size=own.shape[2:], mode="bilinear", align_corners=False
     )
     assert_close(job.pictures[0].clone(), expected, atol=1e-5, rtol=1e-5)
-    assert not memory_of(forge).tiled
+    assert not forge.tiled
