@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from fault_server import Exchange, FaultServer
-from installation import Program, WebUi, running_with
+from installation import WebUi, running_with
 from pages import LOAD_MS, open_page, open_tab, save
 from playwright.sync_api import Page, expect
+from programs import Program
 
 from sd_vae_kit.vaes.catalogue import DATA, catalogue
 

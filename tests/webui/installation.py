@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from vae_variants import smallest_checkpoint
+from programs import Program
 
 START_SECONDS = 300
 REQUEST_SECONDS = 300
@@ -57,55 +57,6 @@ QUIET = {  # no network, no browser, no graphics card, one line of output at a t
     "no_proxy": "127.0.0.1,localhost",
     "NO_PROXY": "127.0.0.1,localhost",
 }
-
-
-@dataclass(frozen=True)
-class Program:
-    """How one kind of web UI is started on a CPU.
-
-    Attributes:
-        variable: Names the installation's folder; with `_ARGS` appended, further flags.
-        flags: Of the plain start.
-    """
-
-    variable: str
-    flags: tuple[str, ...]
-
-    def folder(self) -> Path:
-        """The installation; skips the test where none is named."""
-        named = os.environ.get(self.variable, "")
-        if not named:
-            pytest.skip(f"a web UI is wanted: set {self.variable} to the folder of an installation")
-        if not (Path(named) / "launch.py").is_file():
-            pytest.fail(f"{self.variable} is {named!r}, which has no launch.py; unset it or correct it")
-        return Path(named)
-
-
-A1111 = Program(
-    "VAE_KIT_A1111_DIR",
-    (
-        "--use-cpu=all",
-        "--no-half",
-        "--precision=full",
-        "--skip-torch-cuda-test",
-        "--skip-prepare-environment",
-        "--no-download-sd-model",
-        "--do-not-download-clip",
-    ),
-)
-FORGE = Program(
-    "VAE_KIT_FORGE_DIR",
-    (
-        "--skip-prepare-environment",
-        "--skip-install",
-        "--skip-python-version-check",
-        "--skip-torch-cuda-test",
-        "--skip-google-blockly",
-        "--always-cpu",
-        "--no-download-sd-model",
-        "--no-hashing",
-    ),
-)
 
 
 @dataclass
@@ -262,21 +213,22 @@ def free_port() -> int:
 
 
 def start(program: Program, data: Path, *flags: str, with_extension: bool = True, user: str = "") -> WebUi:
-    """Start a web UI and wait until it answers and has loaded its checkpoint."""
+    """Start a web UI and wait until it answers; no part of `data` may begin with a dot, or it serves no script."""
     folder = program.folder()
     for name in ("extensions", "embeddings"):
         (data / name).mkdir(parents=True, exist_ok=True)
     if with_extension and not (data / "extensions" / EXTENSION).exists():
         link_extension(data)
     port = free_port()
-    further = shlex.split(os.environ.get(program.variable.replace("_DIR", "_ARGS"), ""))
-    where = [f"--port={port}", "--api", f"--data-dir={data}", f"--models-dir={folder / 'models'}"]
+    where = [f"--port={port}", "--api", f"--data-dir={data}", f"{program.models_flag}={program.models()}"]
+    further = shlex.split(program.further("ARGS"))
     command = [python_of(folder), "launch.py", *program.flags, *where, *further, *flags]
     log_file = data / "log.txt"
     with log_file.open("ab") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **QUIET}, stdout=log, stderr=log, start_new_session=True
-        )
+            command, cwd=folder, env={**os.environ, **QUIET, **program.environment},
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
     webui = WebUi(f"http://127.0.0.1:{port}", process, log_file, data, user)
     try:
         wait_until(lambda: _is_up(webui), START_SECONDS, webui)
@@ -288,17 +240,27 @@ def start(program: Program, data: Path, *flags: str, with_extension: bool = True
 
 @contextlib.contextmanager
 def running_with(
-    program: Program, data: Path, *flags: str, beside: Mapping[str, str] = MappingProxyType({})
+    program: Program,
+    data: Path,
+    *flags: str,
+    beside: Mapping[str, str] = MappingProxyType({}),
+    with_extension: bool = True,
 ) -> Iterator[WebUi]:
     """A web UI on its smallest checkpoint, until the test is over.
 
     Args:
         beside: Extensions of the test's own: name -> script.
+        with_extension: Whether ours is there.
     """
     for name, script in beside.items():
         link_script(data, name, script)
-    webui = start(program, data, f"--ckpt={smallest_checkpoint(program.folder())}", *flags)
+    checkpoint = program.checkpoint()
+    named = [f"--ckpt={checkpoint}"] if program.takes_ckpt else []
+    webui = start(program, data, *named, *flags, with_extension=with_extension)
     try:
+        if program.is_asked_to_load:
+            title = checkpoint.relative_to(program.models()).as_posix()
+            assert webui.set(sd_model_checkpoint=title).status == 200
         yield webui
     finally:
         webui.stop()

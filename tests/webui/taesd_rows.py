@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from installation import SMALL, Answer, Made, Program, WebUi, made_from, running_with, without_traceback
+from installation import SMALL, Answer, Made, WebUi, made_from, running_with, without_traceback
 from PIL import Image
+from programs import Program
 
 HALVES = ("taesd_decoder.safetensors", "taesd_encoder.safetensors")
 TAESD_BOTH = {"sd_vae_encode_method": "TAESD", "sd_vae_decode_method": "TAESD"}
@@ -22,10 +23,10 @@ FULL_BOTH = {"sd_vae_encode_method": "Full", "sd_vae_decode_method": "Full"}
 OWN_NAMES = ("Downloading TAESD", "Downloading VAEApprox")  # what the program prints before it goes to the network
 
 
-def models_folder(installation: Path, target: Path, weights: Path) -> Path:
-    """The installation's models by links, but for VAE-taesd, which holds the real TAESD of SD 1 and nothing else."""
+def models_folder(models: Path, target: Path, weights: Path) -> Path:
+    """A web UI's models by links, but for VAE-taesd, which holds the real TAESD of SD 1 and nothing else."""
     target.mkdir()
-    for child in (installation / "models").iterdir():
+    for child in models.iterdir():
         if child.name != "VAE-taesd":
             (target / child.name).symlink_to(child)
     (target / "VAE-taesd").mkdir()
@@ -111,12 +112,14 @@ class TaesdRows:
     @pytest.fixture(scope="class")
     @classmethod
     def models(cls, tmp_path_factory, weights_dir):
-        return models_folder(cls.program.folder(), tmp_path_factory.mktemp("links") / "models", weights_dir)
+        return models_folder(cls.program.models(), tmp_path_factory.mktemp("links") / "models", weights_dir)
 
     @pytest.fixture(scope="class")
     @classmethod
     def running(cls, tmp_path_factory, models):
-        with running_with(cls.program, tmp_path_factory.mktemp("webui"), f"--models-dir={models}") as webui:
+        with running_with(
+            cls.program, tmp_path_factory.mktemp("webui"), f"{cls.program.models_flag}={models}"
+        ) as webui:
             yield webui
 
     @pytest.fixture

@@ -6,7 +6,8 @@ import json
 import threading
 
 import pytest
-from installation import A1111, SMALL, WebUi, made_from, picture, running_with, wait_until, without_traceback
+from installation import SMALL, WebUi, made_from, picture, running_with, wait_until, without_traceback
+from programs import A1111
 from vae_variants import smallest_checkpoint, write_variants
 
 pytestmark = pytest.mark.webui

@@ -5,9 +5,10 @@ import json
 import pytest
 from catalogue_rows import FILE, NAME, part, pick, prepare, press, told
 from fault_server import FaultServer
-from installation import A1111, running_with, without_traceback
+from installation import running_with, without_traceback
 from pages import LOAD_MS, open_tab, save
 from playwright.sync_api import expect
+from programs import A1111
 
 pytestmark = pytest.mark.webui
 

@@ -3,9 +3,10 @@
 import re
 
 import pytest
-from installation import A1111, running_with, without_traceback
+from installation import running_with, without_traceback
 from pages import HOSTS_OWN, LOAD_MS, choose, generate, open_page, open_panel, open_tab, save, sentence
 from playwright.sync_api import expect
+from programs import A1111
 from vae_variants import smallest_checkpoint, write_variants
 
 pytestmark = pytest.mark.webui

@@ -2,8 +2,8 @@
 
 import pytest
 from catalogue_rows import CatalogueTab
-from installation import A1111
 from pages import HOSTS_OWN
+from programs import A1111
 from safetensors.torch import save
 from vae_variants import changed, smallest_checkpoint, write_variants
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from catalogue_rows import NAME, add_tried, prepare, with_a_foreign_vae, write_rules
 from fault_server import FaultServer
-from installation import A1111, running_with, without_traceback
+from installation import running_with, without_traceback
 from odd_checkpoints import demo_without_a_word, sdxl_vae, write_bare, write_with_demo_vae, write_with_strange_vae
+from programs import A1111
 from safetensors.torch import save, save_file
 from vae_variants import changed, smallest_checkpoint, write_variants
 

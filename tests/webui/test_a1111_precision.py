@@ -5,8 +5,8 @@ installation.py.
 """
 
 import pytest
-from installation import A1111
 from precision_rows import SIZE, PrecisionRows, facts, make, refused
+from programs import A1111
 
 pytestmark = pytest.mark.webui
 

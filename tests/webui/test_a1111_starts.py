@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from installation import A1111, SMALL, start
+from installation import SMALL, start
+from programs import A1111
 from vae_variants import smallest_checkpoint, write_variants
 
 pytestmark = pytest.mark.webui

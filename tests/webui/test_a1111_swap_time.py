@@ -7,7 +7,8 @@ in turn.  The medians are printed (`pytest -s`), and ours must be well below.
 import logging
 
 import pytest
-from installation import A1111, start
+from installation import start
+from programs import A1111
 from safetensors.torch import save_file
 from vae_variants import changed
 

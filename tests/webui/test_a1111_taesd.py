@@ -1,7 +1,7 @@
 """TAESD and live previews in A1111, with real weights.  Needs VAE_KIT_A1111_DIR and VAE_KIT_TEST_WEIGHTS."""
 
 import pytest
-from installation import A1111
+from programs import A1111
 from taesd_rows import TaesdRows
 
 pytestmark = pytest.mark.webui

@@ -6,7 +6,7 @@ Needs VAE_KIT_A1111_DIR; see installation.py.
 import threading
 
 import pytest
-from installation import A1111
+from programs import A1111
 from tiling_rows import ALWAYS, OFF, TilingRows, img2img, mask, tiling
 
 pytestmark = pytest.mark.webui

@@ -11,9 +11,10 @@ import time
 
 import numpy as np
 import pytest
-from installation import FORGE, Made, WebUi, picture, running_with, wait_until
+from installation import Made, WebUi, picture, running_with, wait_until
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from programs import FORGE
 from vae_variants import forge_vaes
 
 pytestmark = pytest.mark.webui

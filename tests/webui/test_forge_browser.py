@@ -1,9 +1,10 @@
 """Forge with this extension in a real Chromium: the top bar, the panel, the settings page, Reload UI."""
 
 import pytest
-from installation import FORGE, running_with, wait_until, without_traceback
+from installation import running_with, wait_until, without_traceback
 from pages import LOAD_MS, choose, generate, open_page, open_panel, open_tab, save, sentence
 from playwright.sync_api import expect
+from programs import FORGE
 from vae_variants import forge_vaes
 
 pytestmark = pytest.mark.webui

@@ -2,7 +2,7 @@
 
 import pytest
 from catalogue_rows import CatalogueTab
-from installation import FORGE
+from programs import FORGE
 from safetensors.torch import save
 from vae_variants import changed, forge_vaes, smallest_checkpoint
 

@@ -5,9 +5,10 @@ import os
 import pytest
 from catalogue_rows import NAME, add_tried, pick, prepare, press, told, with_a_foreign_vae, write_rules
 from fault_server import FaultServer
-from installation import FORGE, running_with, without_traceback
+from installation import running_with, without_traceback
 from pages import LOAD_MS, open_tab
 from playwright.sync_api import expect
+from programs import FORGE
 from safetensors.torch import save_file
 from vae_variants import forge_vaes, smallest_checkpoint
 

@@ -4,8 +4,8 @@ Needs VAE_KIT_FORGE_DIR; see installation.py.
 """
 
 import pytest
-from installation import FORGE
 from precision_rows import PrecisionRows
+from programs import FORGE
 
 pytestmark = pytest.mark.webui
 

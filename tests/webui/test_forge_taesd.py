@@ -1,7 +1,7 @@
 """TAESD and live previews in Forge, with real weights.  Needs VAE_KIT_FORGE_DIR and VAE_KIT_TEST_WEIGHTS."""
 
 import pytest
-from installation import FORGE
+from programs import FORGE
 from taesd_rows import TaesdRows
 
 pytestmark = pytest.mark.webui

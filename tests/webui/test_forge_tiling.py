@@ -4,7 +4,7 @@ Needs VAE_KIT_FORGE_DIR; see installation.py.
 """
 
 import pytest
-from installation import FORGE
+from programs import FORGE
 from tiling_rows import ALWAYS, TilingRows, img2img, mask
 
 pytestmark = pytest.mark.webui

@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from installation import A1111, FORGE, QUIET
+from installation import QUIET
+from programs import A1111, FORGE
 
 pytestmark = pytest.mark.webui
 SCRIPT = Path(__file__).parent / "host_networks.py"

@@ -58,7 +58,16 @@ def write_variants(folder: Path, checkpoint: Path) -> None:
 
 def forge_vaes(folder: Path, installation: Path) -> Path:
     """Full-size files, since Forge builds a VAE by the model's family, not by the checkpoint's shapes; the folder."""
-    state = dict(read_vae(smallest_checkpoint(installation)).state)
+    return write_some(folder, smallest_checkpoint(installation))
+
+
+def write_some(folder: Path, weights: Path) -> Path:
+    """A few good files, one of another layout, and three that must be refused; the folder.
+
+    Args:
+        weights: The file that holds the checkpoint's own VAE.
+    """
+    state = dict(read_vae(weights).state)
     a = changed(state, 1)
     files = {
         "a.safetensors": a,
@@ -74,3 +83,10 @@ def forge_vaes(folder: Path, installation: Path) -> Path:
     save_file(convert(read_vae(folder / "a.safetensors"), "diffusers")[0], folder / "diffusers.safetensors")
     (folder / "cut.safetensors").write_bytes((folder / "a.safetensors").read_bytes()[:-1000])
     return folder
+
+
+def write_diffusers_folder(folder: Path, config: Path, file: Path) -> None:
+    """One VAE file as a folder of diffusers: its weights and the configuration of the checkpoint's own VAE."""
+    folder.mkdir()
+    (folder / "config.json").write_bytes(config.read_bytes())
+    save_file(convert(read_vae(file), "diffusers")[0], folder / "diffusion_pytorch_model.safetensors")
