@@ -6,6 +6,7 @@ with a file chosen in its own way, is what it must make with the extension.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
@@ -152,7 +153,7 @@ class EveryProgramRows:
     def test_a_picture_is_the_web_uis_own_where_nothing_is_chosen(self, webui, own, plain):
         assert levels(own, plain.own) <= ONE_LEVEL
         assert levels(webui.img2img(), plain.from_picture) <= ONE_LEVEL
-        assert own.parameter("VAE") is None
+        assert own.parameter(self.program.vae_key) is None
         assert own.parameter("Job VAE") is None
 
     # -- the list --------------------------------------------------------------------------------------------------
@@ -176,11 +177,12 @@ class EveryProgramRows:
 
     # -- choose ----------------------------------------------------------------------------------------------------
 
-    def test_the_option_makes_the_picture_that_the_web_ui_makes_with_the_file(self, webui, own, plain):
+    def test_the_option_makes_the_picture_that_the_web_ui_makes_with_the_file(self, webui, vaes, own, plain):
         assert webui.set(sd_vae=A).status == 200
         made = webui.txt2img()
         assert levels(made, plain.with_a) <= ONE_LEVEL
-        assert made.parameter("VAE") == A
+        assert made.parameter(self.program.vae_key) in (A, Path(A).stem)
+        assert made.parameter(f"{self.program.vae_key} hash") == self.hash_of(vaes / A)
         assert webui.set(sd_vae=B).status == 200
         assert levels(webui.txt2img(), plain.with_a) > ONE_LEVEL
         for word in (self.program.none, "Automatic"):
@@ -211,6 +213,10 @@ class EveryProgramRows:
             assert name.removesuffix(".safetensors") in refused.detail
             assert webui.txt2img() == expected
         assert self.option(webui, "sd_vae") == B
+
+    def hash_of(self, file: Path) -> str | None:
+        """As the infotext has it; None where the program was told not to hash."""
+        return None if "--no-hashing" in self.program.flags else hashlib.sha256(file.read_bytes()).hexdigest()[:10]
 
     # -- one job ---------------------------------------------------------------------------------------------------
 

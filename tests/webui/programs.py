@@ -29,6 +29,7 @@ class Program:
         is_asked_to_load: Whether it loads nothing before a checkpoint is chosen over the API.
         own_choice: The options by which one request chooses a VAE file without the extension.
         none: Its word for the checkpoint's own VAE.
+        vae_key: Names the VAE in an infotext.
         hires: What it wants of a request with hires fix, beside A1111's.
         preview_methods: What its option for the preview method offers; the last one is its linear map.
         lacks: What it has not, by the name a row asks for -> why, which the row says when it is skipped.
@@ -46,6 +47,7 @@ class Program:
     is_asked_to_load: bool = False
     own_choice: Callable[[Path], dict[str, object]] = lambda file: {"sd_vae": file.name}
     none: str = "None"
+    vae_key: str = "VAE"
     hires: Mapping[str, object] = field(default_factory=dict)
     preview_methods: tuple[str, ...] = ("TAESD", "Approx NN", "Approx cheap")
     lacks: Mapping[str, str] = field(default_factory=dict)
@@ -123,6 +125,7 @@ NEO = Program(
     takes_ckpt=False,
     own_choice=lambda file: {"sd_vae": str(file)},
     hires=HIRES_MODULES,
+    vae_key="SD VAE",  # "VAE" is a module there
     preview_methods=("TAESD", "Approx NN", "RGB"),
 )
 REFORGE = Program(
