@@ -177,3 +177,34 @@ def with_tiled_vae(webui, own):
     other = abs(webui.txt2img(**size).pixels.astype(int) - whole.pixels.astype(int)).mean()
     assert difference < other / 2, "tiles are decoded with the job's VAE, too"
     assert webui.txt2img() == own
+
+
+def test_what_version_0_1_saved_is_still_chosen(started, tmp_path):
+    """Labels in config.json, ui-config.json and a request; what is kept from now on is the identifier."""
+    defaults = {
+        f"customscript/vae_kit.py/{tab}/Tiled VAE for this job/value": label
+        for tab, label in (("txt2img", "Always stream"), ("img2img", "As in Settings"))
+    }
+    (tmp_path / "ui-config.json").write_text(json.dumps(defaults))
+    webui = started(settings={"vae_kit_tiling_mode": "Always stream", "vae_kit_precision_mode": "Always fp32"})
+    options = webui.call("/sdapi/v1/options").body
+    assert (options["vae_kit_tiling_mode"], options["vae_kit_precision_mode"]) == ("stream", "fp32")
+    webui.txt2img(width=192, height=256)
+    assert webui.status()["last_decode"]["bands"] > 1
+
+    props = [component["props"] for component in webui.call("/config").body["components"]]
+    radios = {item["elem_id"]: item for item in props if item.get("elem_id") and item.get("choices")}
+    saved = radios["setting_vae_kit_tiling_mode"]
+    assert saved["value"] == "stream"
+    assert [tuple(choice) for choice in saved["choices"]] == [("Auto", "auto"), ("Always stream", "stream")]
+    assert radios["vae_kit_txt2img_tiling"]["value"] == "Always stream", "the user's default of the panel"
+    assert radios["vae_kit_img2img_tiling"]["value"] == "As in Settings"
+
+    assert webui.set(vae_kit_tiling_mode="Auto", vae_kit_precision_mode="Automatic").status == 200
+    options = webui.call("/sdapi/v1/options").body
+    assert (options["vae_kit_tiling_mode"], options["vae_kit_precision_mode"]) == ("auto", "auto")
+    webui.txt2img(width=192, height=256)
+    assert webui.status()["last_decode"]["bands"] == 1
+    assert json.loads((tmp_path / "config.json").read_text())["vae_kit_tiling_mode"] == "auto"
+    made = webui.txt2img(alwayson_scripts={"VAE Kit": {"args": ["Automatic", "Automatic", "Always stream"]}})
+    assert made.parameter("VAE tiling") == "stream"
