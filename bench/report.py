@@ -14,6 +14,8 @@ from bench.plot import plot
 from bench.records import Records, Row, find, measured
 from bench.variants import FLOOR, ORDINARY
 
+BEFORE_AFTER = Path(__file__).with_name("before_after.md")  # written by hand: a change is measured once
+
 
 def write_report(records: Records, path: Path, left_out: list[str]) -> None:
     """Write `path` (markdown) and beside it an SVG with the ratios."""
@@ -47,7 +49,8 @@ def markdown(records: Records, picture: str, left_out: list[str]) -> str:
         ]
         lines += [table_line(row, records.rows) for row in block]
         lines.append("")
-    return "\n".join([*lines, *picture_lines(records.pictures), *left_out_lines(left_out)])
+    lines += [*picture_lines(records.pictures), *left_out_lines(left_out)]
+    return "\n".join([*lines, BEFORE_AFTER.read_text("utf-8")])
 
 
 def repeat_lines(rows: list[Row]) -> list[str]:

@@ -13,7 +13,7 @@ from bench import records
 from bench.pictures import PictureError
 from bench.plot import plot
 from bench.records import Case, Records, Row
-from bench.report import write_report
+from bench.report import BEFORE_AFTER, write_report
 from bench.variants import DEFAULT_VARIANTS, FLOOR, ORDINARY
 
 
@@ -164,3 +164,11 @@ def test_sizes_that_no_vae_takes_are_refused(size, capsys):
     with pytest.raises(SystemExit):
         options("--sizes", size)
     assert "multiples of 8, from 64 up" in capsys.readouterr().err
+
+
+def test_the_report_ends_with_what_was_measured_once(tmp_path):
+    where = {"machine": "m", "torch": "2", "threads": "2", "waiting": "default"}
+    write_report(Records(where, []), tmp_path / "RESULTS.md", [])
+    once = BEFORE_AFTER.read_text("utf-8")
+    assert (tmp_path / "RESULTS.md").read_text("utf-8").endswith(once)
+    assert (BEFORE_AFTER.parent / "RESULTS.md").read_text("utf-8").endswith(once)
