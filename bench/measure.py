@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bench.records import Case, Records
 from bench.variants import FLOOR, ORDINARY, STREAMED, Subject, clocks, floor_times, plan_for, runner, subject
-from sd_vae_kit.core.plan.cost import MB, predict
+from sd_vae_kit.core.plan.cost import predict
+from sd_vae_kit.units import MIB
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -81,7 +82,7 @@ def measure_peak(name: str, part: str, pixels: str, dtype: str) -> dict[str, flo
     answer = {"peak_mb": (status("VmHWM") - before) / 1024}
     if name in STREAMED:
         cost = predict(it.graph, plan_for(name, it.graph, it.x.shape, it.x.dtype), it.x.shape)
-        answer["predicted_mb"] = cost.peak_bytes / MB
+        answer["predicted_mb"] = cost.peak_bytes / MIB
     return answer
 
 

@@ -28,10 +28,10 @@ from sd_vae_kit.core.run.precision import run_guarded
 from sd_vae_kit.core.run.precision_policy import PrecisionPolicy
 from sd_vae_kit.core.run.report import RunResult
 from sd_vae_kit.core.run.request import RunRequest
+from sd_vae_kit.units import MIB
 
 FIRST_LIMIT, NEXT_LIMIT, PEAK_LIMIT = 1.3, 1.05, 1.1  # times plain half precision
 SMALL = NetConfig(ch=64, ch_mult=(1, 2, 4, 4), num_res_blocks=1)
-MB = 2**20
 
 
 def overflowing(vae: AutoencoderKL, exponent: int) -> AutoencoderKL:
@@ -89,7 +89,7 @@ def peak(work: Callable[[], object]) -> float:
     torch.cuda.reset_peak_memory_stats()
     work()
     torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / MB
+    return (torch.cuda.max_memory_allocated() - before) / MIB
 
 
 def counted(pixels: int) -> None:
@@ -98,7 +98,7 @@ def counted(pixels: int) -> None:
     vae = AutoencoderKL(KlConfig(encoder=None, decoder=SMALL)).eval().requires_grad_(False)
     large = overflowing(vae, 17).half()
     z = torch.randn(1, 4, pixels // 8, pixels // 8, generator=torch.Generator().manual_seed(0)).half()
-    for plan in (whole_plan(z.device, z.dtype), stream_plan(z.device, z.dtype, 1 * MB)):
+    for plan in (whole_plan(z.device, z.dtype), stream_plan(z.device, z.dtype, 1 * MIB)):
         first = guarded(large, z, plan)
         following = guarded(large, z, plan, first.fixes)
         steps = first.report.steps

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "version": (set(), set()),
     "units": (set(), set()),
     "wording": (set(), set()),
-    "state": ({"errors"}, set()),
+    "state": ({"errors", "units"}, set()),
     "settings": ({"errors", "units", "state"}, set()),
     "core.halves": (set(), set()),
     "core.dtypes": (set(), {"torch"}),

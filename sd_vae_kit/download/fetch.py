@@ -27,12 +27,13 @@ from sd_vae_kit.errors import (
 )
 from sd_vae_kit.settings.sections import DownloadSettings
 from sd_vae_kit.state.file_hash import file_sha256
+from sd_vae_kit.units import MIB
 
 CHUNK = 8192  # bytes per read: small, because a read of a slow connection ends only when it is filled
 PROGRESS_EVERY = 0.1  # seconds
 WAIT = 0.5  # seconds before the second try of an address, doubled for each further one
-ENOUGH = 2**20  # bytes: a try that brought so much was worth another, however many there were
-SPARE = 32 * 2**20  # bytes that stay free on the disk
+ENOUGH = MIB  # bytes: a try that brought so much was worth another, however many there were
+SPARE = 32 * MIB  # bytes that stay free on the disk
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 PAGES = ("text/html", "application/xhtml", "application/json", "text/xml", "application/xml")
 PLAIN_NAME = re.compile(r'[^.\s<>:"/\\|?*\x00-\x1f][^<>:"/\\|?*\x00-\x1f]*(?<![. ])')
@@ -374,8 +375,8 @@ def _check_space(task: _Task, total: int | None) -> None:
     free = shutil.disk_usage(folder).free
     if needed > 0 and needed + SPARE > free:
         raise NoSpaceError(
-            f"{task.source.file} needs {needed / 2**20:,.0f} MiB more, but the disk of {folder} has only "
-            f"{free / 2**20:,.0f} MiB; free some space and try again."
+            f"{task.source.file} needs {needed / MIB:,.0f} MiB more, but the disk of {folder} has only "
+            f"{free / MIB:,.0f} MiB; free some space and try again."
         )
 
 

@@ -18,8 +18,9 @@ from typing import NoReturn
 
 from sd_vae_kit.errors import DownloadError, NoSpaceError, TargetExistsError
 from sd_vae_kit.state.locks import TAKEN, is_same_file, take
+from sd_vae_kit.units import MIB
 
-BLOCK = 1 << 20
+BLOCK = MIB
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
 
 _log = logging.getLogger(__name__)

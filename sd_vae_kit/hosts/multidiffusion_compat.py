@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from sd_vae_kit.core.halves import Half
-from sd_vae_kit.core.plan.cost import MB, predict
+from sd_vae_kit.core.plan.cost import predict
 from sd_vae_kit.core.plan.planner import whole_plan
 from sd_vae_kit.core.run.planning import graph_of
 from sd_vae_kit.errors import OptionError, UnsupportedVaeError
 from sd_vae_kit.settings.sections import TilingSettings
+from sd_vae_kit.units import MIB
 
 NAMES = ("enabled", "encoder_tile", "decoder_tile", "to_gpu", "fast_decoder", "fast_encoder", "color_fix")
 DEFAULTS: tuple[object, ...] = (False, 960, 64, True, True, True, False)
@@ -44,7 +45,9 @@ class TileSizes:
             needed = predict(graph, whole_plan(device, dtype), (1, graph.channels_in, side, side)).peak_bytes
         except UnsupportedVaeError:  # a tile smaller than this network's smallest picture
             return tiling
-        return dataclasses.replace(tiling, enabled=True, encoder=True, decoder=True, memory_mb=max(1, -(-needed // MB)))
+        return dataclasses.replace(
+            tiling, enabled=True, encoder=True, decoder=True, memory_mb=max(1, -(-needed // MIB))
+        )
 
 
 def tile_sizes(arguments: Sequence[object]) -> TileSizes | None:

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from sd_vae_kit.errors import SettingError
 from sd_vae_kit.settings.spec import Choice, Spec, Value, setting, specs_of
+from sd_vae_kit.units import MIB
 
 # Hosts own the options sd_vae, sd_vae_encode_method and sd_vae_decode_method and write their values into pictures
 # ("VAE", "VAE Encoder", "VAE Decoder"): these words are theirs, so the identifier is the host's own text.
@@ -331,7 +332,7 @@ class TilingSettings:
     @property
     def budget_bytes(self) -> int | None:
         """None: what is free."""
-        return self.memory_mb * 2**20 or None
+        return self.memory_mb * MIB or None
 
 
 @dataclass(frozen=True)

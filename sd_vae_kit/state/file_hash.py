@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sd_vae_kit.errors import Interrupted
+from sd_vae_kit.units import MIB
 
-BLOCK = 1 << 22  # 4 MiB
+BLOCK = 4 * MIB
 
 
 def hash_in_steps(path: Path) -> Iterator[tuple[int, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sd_vae_kit.core.dtypes import dtype_word
 from sd_vae_kit.errors import NanError
 
 STOCK: dict[type[nn.Module], str] = {nn.Conv2d: "torch.nn.modules.conv", nn.Linear: "torch.nn.modules.linear"}
@@ -53,8 +54,9 @@ def call_module(module: nn.Module, x: Tensor) -> Tensor:
     except RuntimeError as error:
         if "type" not in str(error):
             raise
+        layer, word = type(module).__name__, dtype_word(x.dtype)
         raise NanError(
-            f"A layer of the VAE ({type(module).__name__}) does not work in {_word(x.dtype)}, which is needed here; "
+            f"A layer of the VAE ({layer}) does not work in {word}, which is needed here; "
             "load the VAE in fp32 (--no-half-vae) or switch off the extension that changed the layer."
         ) from error
 
@@ -68,7 +70,3 @@ def _cast_copy(module: nn.Module, like: Tensor) -> nn.Module:
     }
     clone._modules = {name: None if m is None else _cast_copy(m, like) for name, m in module._modules.items()}
     return clone
-
-
-def _word(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, str(dtype))

@@ -13,8 +13,7 @@ from sd_vae_kit.core.graph.nodes import AttentionStep, Conv, LayerGraph, Step, i
 from sd_vae_kit.core.plan.devices import traits
 from sd_vae_kit.core.plan.plan import Plan, churn_limit, is_remote
 from sd_vae_kit.core.plan.schedule import Handling, Sweep, all_values, make_schedule, source_range
-
-MB = 1 << 20
+from sd_vae_kit.units import MIB
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class _Model:
         The temporaries of a single step find the holes of the band before; those of a chain are of many sizes.
         """
         band = event.row_bytes * event.bands[0][1]
-        if len(event.bands) == 1 or band <= MB:
+        if len(event.bands) == 1 or band <= MIB:
             return 0
         piled = min(churn_limit(self.plan), event.row_bytes * self.shapes[event.value][1]) // 2
         return piled if len(event.members) > 1 else min(piled, 3 * band)

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from sd_vae_kit.units import MIB
+
 Kind = Literal["whole", "stream", "stream-lean", "stream-host"]
 OnStep = Callable[[int, int], bool]
 
@@ -30,7 +32,7 @@ class Plan:
     dtype: torch.dtype
     stored: frozenset[int] | None = None
     band_bytes: int | None = None
-    attention_bytes: int = 64 << 20
+    attention_bytes: int = 64 * MIB
     on_host: bool = False
 
 
@@ -56,4 +58,4 @@ def is_remote(plan: Plan) -> bool:
 
 def churn_limit(plan: Plan) -> int:
     """Bytes of temporaries among which freed memory piles up unused: sixteen bands, or 256 MB."""
-    return 256 << 20 if plan.band_bytes is None else min(256 << 20, max(16 << 20, 16 * plan.band_bytes))
+    return 256 * MIB if plan.band_bytes is None else min(256 * MIB, max(16 * MIB, 16 * plan.band_bytes))

@@ -10,19 +10,20 @@ from typing import Literal
 import torch
 
 from sd_vae_kit.core.graph.nodes import LayerGraph, Step
-from sd_vae_kit.core.plan.cost import MB, Cost, predict
+from sd_vae_kit.core.plan.cost import Cost, predict
 from sd_vae_kit.core.plan.free_memory import free_memory
 from sd_vae_kit.core.plan.plan import Plan
 from sd_vae_kit.core.plan.schedule import all_values, bytes_per_row, must_be_stored
+from sd_vae_kit.units import MIB
 
 PlanMode = Literal["auto", "always", "never"]
 
 MARGIN = 0.9  # of the free memory: the model is within 15 %, and other programs breathe
-BAND_BYTES = {"cpu": 16 * MB}  # as fast as 32 and 64, measured; 4 is slower by a tenth
-BAND_BYTES_DEVICE = 256 * MB  # enough work per kernel launch
-LEAN_BAND_BYTES = {"cpu": 8 * MB}
-LEAN_BAND_BYTES_DEVICE = 64 * MB
-SMALL_BAND_BYTES = 2 * MB  # where nothing else fits
+BAND_BYTES = {"cpu": 16 * MIB}  # as fast as 32 and 64, measured; 4 is slower by a tenth
+BAND_BYTES_DEVICE = 256 * MIB  # enough work per kernel launch
+LEAN_BAND_BYTES = {"cpu": 8 * MIB}
+LEAN_BAND_BYTES_DEVICE = 64 * MIB
+SMALL_BAND_BYTES = 2 * MIB  # where nothing else fits
 BAND_ROWS = 12  # of the largest step at least: lower bands read and compute mostly halo
 BAND_SHARE = 16  # but never more than this part of the picture's height
 LEAN_EXTRA = 0.4  # extra arithmetic that `stream-lean` may spend unless told otherwise
@@ -181,20 +182,20 @@ class PlanChoice:
     @property
     def predicted_mb(self) -> int:
         """Activations at the worst moment."""
-        return ceil(self.cost.peak_bytes / MB)
+        return ceil(self.cost.peak_bytes / MIB)
 
     @property
     def whole_mb(self) -> int:
         """The same for the whole picture at once."""
-        return ceil(self.whole.peak_bytes / MB)
+        return ceil(self.whole.peak_bytes / MIB)
 
     @property
     def free_mb(self) -> int | None:
-        return None if self.free_bytes is None else self.free_bytes // MB
+        return None if self.free_bytes is None else self.free_bytes // MIB
 
     @property
     def budget_mb(self) -> int:
-        return self.budget_bytes // MB
+        return self.budget_bytes // MIB
 
     @property
     def fits(self) -> bool:

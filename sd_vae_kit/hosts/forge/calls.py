@@ -13,10 +13,10 @@ from backend import memory_management
 from torch import Tensor, nn
 
 from sd_vae_kit.core.halves import Half
-from sd_vae_kit.core.plan.cost import MB
 from sd_vae_kit.core.run.planning import graph_of, planned
 from sd_vae_kit.errors import NoMemoryError, StepAsideError
 from sd_vae_kit.hosts.a1111.calls import A1111Calls
+from sd_vae_kit.units import MIB
 
 ESTIMATES: dict[str, tuple[str, Half]] = {
     "decode": ("memory_used_decode", "decoder"),
@@ -109,6 +109,6 @@ class ForgeCalls(A1111Calls):
             tiling = self.calls.tiling_for(network, part, dtype, device)
             program = graph_of(network, part)
             one = (1, program.channels_in, int(shape[2]), int(shape[3]))
-            return None if tiling is None else planned(program, one, dtype, device, tiling).predicted_mb * float(MB)
+            return None if tiling is None else planned(program, one, dtype, device, tiling).predicted_mb * float(MIB)
         except StepAsideError:
             return None

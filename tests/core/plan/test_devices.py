@@ -14,11 +14,12 @@ from sd_vae_kit.core.engine.offload import CudaCopyStreams, OffloadedStore
 from sd_vae_kit.core.engine.stream import Plan, RunStats, run_streamed
 from sd_vae_kit.core.graph.from_module import decoder_graph, encoder_graph
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig
-from sd_vae_kit.core.plan.cost import MB, predict
+from sd_vae_kit.core.plan.cost import predict
 from sd_vae_kit.core.plan.devices import TRAITS, Traits, traits
 from sd_vae_kit.core.plan.free_memory import free_memory, free_ram
 from sd_vae_kit.core.plan.planner import candidate_plans, choose_plan, host_plan, lean_plan
 from sd_vae_kit.core.run.oom_retry import release_cached
+from sd_vae_kit.units import MIB
 
 CPU = torch.device("cpu")
 KINDS = ["cuda", "xpu", "mps", "privateuseone"]
@@ -284,8 +285,8 @@ def full_decoder():
 def test_host_memory_leaves_little_on_the_device_at_4096_px():
     device, graph, shape = torch.device("cuda", 0), full_decoder(), (1, 4, 512, 512)
     cost = predict(graph, host_plan(device, torch.float16), shape)
-    stored = predict(graph, Plan("stream", device, torch.float16, None, 64 * MB), shape)
-    assert cost.peak_bytes < 1500 * MB
+    stored = predict(graph, Plan("stream", device, torch.float16, None, 64 * MIB), shape)
+    assert cost.peak_bytes < 1500 * MIB
     assert cost.host_bytes >= 768 * 4096**2
     assert stored.peak_bytes > 10 * cost.peak_bytes
     odd = predict(graph, host_plan(device, torch.float16), (1, 4, 320, 320)).host_bytes

@@ -14,7 +14,7 @@ from sd_vae_kit.core.engine.stream import Plan, RunStats, run_streamed
 from sd_vae_kit.core.graph.from_module import decoder_graph, encoder_graph
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.core.plan import planner
-from sd_vae_kit.core.plan.cost import MB, predict
+from sd_vae_kit.core.plan.cost import predict
 from sd_vae_kit.core.plan.free_memory import Free, free_memory, free_ram
 from sd_vae_kit.core.plan.planner import candidate_plans, choose_plan, lean_plan, stream_plan, whole_plan
 from sd_vae_kit.core.plan.schedule import all_values
@@ -22,6 +22,7 @@ from sd_vae_kit.core.run import oom_retry as ladder_module
 from sd_vae_kit.core.run.oom_retry import is_out_of_memory, run_with_retries
 from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.errors import Interrupted, NoMemoryError, PlanError
+from sd_vae_kit.units import MIB
 
 CPU = torch.device("cpu")
 CONFIG = NetConfig(ch=64, ch_mult=(1, 2, 2), num_res_blocks=1)
@@ -42,9 +43,9 @@ def test_the_counter_sees_the_worst_moment_and_not_what_is_gone():
 def plans(graph, shape):
     return {
         "whole": whole_plan(CPU, torch.float32),
-        "stream": stream_plan(CPU, torch.float32, 1 * MB),
-        "lean": lean_plan(graph, shape, CPU, torch.float32, band_bytes=1 * MB),
-        "leaner": lean_plan(graph, shape, CPU, torch.float32, extra=3.0, band_bytes=MB // 2),
+        "stream": stream_plan(CPU, torch.float32, 1 * MIB),
+        "lean": lean_plan(graph, shape, CPU, torch.float32, band_bytes=1 * MIB),
+        "leaner": lean_plan(graph, shape, CPU, torch.float32, extra=3.0, band_bytes=MIB // 2),
     }
 
 
@@ -80,15 +81,15 @@ def test_the_full_decoder_takes_two_activations_of_the_widest_level():
 
 def test_lean_plans_spend_no_more_arithmetic_than_they_may_and_stop_when_it_fits():
     graph, shape = decoder_graph(small_vae(CONFIG)), (1, 4, 64, 64)
-    plain = predict(graph, stream_plan(CPU, torch.float32, MB), shape)
+    plain = predict(graph, stream_plan(CPU, torch.float32, MIB), shape)
     costs = [
-        predict(graph, lean_plan(graph, shape, CPU, torch.float32, extra=extra, band_bytes=MB), shape)
+        predict(graph, lean_plan(graph, shape, CPU, torch.float32, extra=extra, band_bytes=MIB), shape)
         for extra in (0.0, 0.5, 3.0)
     ]
     assert costs[0].peak_bytes == plain.peak_bytes
     assert costs[0].peak_bytes > costs[1].peak_bytes >= costs[2].peak_bytes
     assert costs[1].macs <= 1.5 * plain.macs
-    roomy = lean_plan(graph, shape, CPU, torch.float32, budget_bytes=plain.peak_bytes, band_bytes=MB)
+    roomy = lean_plan(graph, shape, CPU, torch.float32, budget_bytes=plain.peak_bytes, band_bytes=MIB)
     assert roomy.stored == all_values(graph)
 
 
@@ -100,7 +101,7 @@ def test_lean_plans_give_the_ordinary_picture(part):
     with torch.no_grad():
         expected = vae.decode(x) if part == "decoder" else vae.encode(x)
     for extra in (0.4, 3.0):
-        plan = lean_plan(graph, x.shape, CPU, torch.float32, extra=extra, band_bytes=MB // 4)
+        plan = lean_plan(graph, x.shape, CPU, torch.float32, extra=extra, band_bytes=MIB // 4)
         assert plan.stored is not None
         assert len(plan.stored) < len(graph.steps)
         stats = RunStats()
@@ -119,10 +120,10 @@ def test_a_tight_budget_is_planned_for_with_few_predictions(part, pixels, monkey
     whole = predict(graph, whole_plan(CPU, torch.float32), shape)
     asked = []
     monkeypatch.setattr(planner, "predict", lambda *args: asked.append(args) or predict(*args))
-    choice = choose_plan(graph, shape, torch.float32, CPU, MB)
+    choice = choose_plan(graph, shape, torch.float32, CPU, MIB)
     assert len(asked) < 500
     assert (choice.plan.kind, choice.fits, choice.reason) == ("stream-lean", False, "nothing smaller exists")
-    assert choice.predicted_mb < (0.45 if pixels == 512 else 0.38) * whole.peak_bytes / MB
+    assert choice.predicted_mb < (0.45 if pixels == 512 else 0.38) * whole.peak_bytes / MIB
 
 
 def test_enough_recomputation_leaves_an_eighth_of_the_whole_pictures_memory():
@@ -143,12 +144,12 @@ def test_a_roomy_budget_runs_whole_a_smaller_one_streams_the_smallest_recomputes
     kinds = []
     for budget in (whole, stream, lean, 1):
         choice = choose_plan(graph, shape, torch.float32, CPU, budget)
-        assert (choice.plan.kind, choice.budget_mb) == (choice.kind, budget // MB)
+        assert (choice.plan.kind, choice.budget_mb) == (choice.kind, budget // MIB)
         assert choice.fits == (budget > 1)
         kinds.append(choice.plan.kind)
     assert kinds == ["whole", "stream", "stream-lean", "stream-lean"]
     assert choice.reason == "nothing smaller exists"
-    assert choice.predicted_mb < lean / MB + 1
+    assert choice.predicted_mb < lean / MIB + 1
 
 
 def test_mode_always_streams_and_mode_never_does_not():
@@ -162,7 +163,7 @@ def test_mode_always_streams_and_mode_never_does_not():
 def test_the_free_memory_of_this_machine_is_read():
     free = free_memory(CPU)
     assert free.free_bytes is not None
-    assert 16 * MB < free.free_bytes < 1 << 50
+    assert 16 * MIB < free.free_bytes < 1 << 50
 
 
 def test_devices_that_do_not_tell_have_a_named_answer():
@@ -262,7 +263,7 @@ def test_running_out_of_memory_in_the_middle_goes_down_the_ladder(error):
     graph, z = decoder_graph(vae), picture(4, 32, 24)
     guard, stats = FailingGuard([error]), RunStats()
     tensor, used, failures = run_with_retries(
-        graph, z, stream_plan(CPU, torch.float32, MB // 2), guard=guard, stats=stats
+        graph, z, stream_plan(CPU, torch.float32, MIB // 2), guard=guard, stats=stats
     )
     with torch.no_grad():
         torch.testing.assert_close(tensor, vae.decode(z), rtol=0, atol=5e-5)
@@ -287,7 +288,7 @@ def test_nothing_refers_to_the_failed_tensors_when_the_next_plan_starts(monkeypa
     gc.collect()
     gc.disable()
     try:
-        run_with_retries(graph, z, stream_plan(CPU, torch.float32, MB // 2), guard=guard)
+        run_with_retries(graph, z, stream_plan(CPU, torch.float32, MIB // 2), guard=guard)
     finally:
         gc.enable()
     assert len(guard.watched) == 20
