@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -83,24 +84,39 @@ def _vae_for(file: LatentFile, chosen: Chosen, options: argparse.Namespace) -> t
     """
     if options.family and file.family and options.family != file.family:
         raise OptionError(f"{options.latent} says it is of the family {file.family}; leave out --family.")
-    own = [name for name in split_family(chosen.finding.family) if name in FORMATS]
     detection = chosen.weights.detection
     fits = file.family in fitting_families(detection.z_channels, detection.downscale)
     family = options.family or (file.family if fits else None)
     runner = Runner(open_fixes(options))
     vae = ready(chosen, family=family, dtype=options.dtype, device=best_device(), runner=runner)
-    warnings = []
+    return _in_space_of(file, vae), [*_doubts(file, chosen, fits=fits, is_told=bool(options.family))]
+
+
+def _in_space_of(file: LatentFile, vae: Vae) -> Vae:
+    """The VAE with the numbers that the latent's metadata say, if they say any."""
+    if file.scale_factor is None:
+        return vae
+    space = replace(vae.latent_format, scale_factor=file.scale_factor, shift_factor=file.shift_factor or 0.0)
+    return Vae(vae.module, space, part=vae.part, label=vae.label, warnings=vae.warnings, runner=vae.runner)
+
+
+def _doubts(file: LatentFile, chosen: Chosen, *, fits: bool, is_told: bool) -> Iterator[str]:
+    """What makes the colours doubtful, one sentence each.
+
+    Args:
+        file: The latent.
+        chosen: The VAE.
+        fits: Whether a VAE of this shape can be of the latent's family.
+        is_told: Whether the user named the family.
+    """
+    own = [name for name in split_family(chosen.finding.family) if name in FORMATS]
     if fits and own and file.family not in own:
-        warnings.append(
+        yield (
             f"the latent is of {family_label(file.family)}, {chosen.entry.name} of {chosen.finding.label}; "
             "the colours will be wrong"
         )
-    if file.scale_factor is not None:
-        shift = file.shift_factor or 0.0
-        vae.latent_format = replace(vae.latent_format, scale_factor=file.scale_factor, shift_factor=shift)
-    elif not file.family and not options.family and len(own) == 1:
-        warnings.append(f"the latent does not say its scale; taken as {FORMATS[own[0]].label}'s")
-    return vae, warnings
+    if file.scale_factor is None and not file.family and not is_told and len(own) == 1:
+        yield f"the latent does not say its scale; taken as {FORMATS[own[0]].label}'s"
 
 
 def _true_size(file: LatentFile, image: Tensor, vae: Vae, name: str) -> tuple[int, int]:
