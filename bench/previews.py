@@ -81,16 +81,17 @@ def in_a1111(url: str, rounds: int) -> None:
 def alone(rounds: int) -> None:
     """The stand-alone app's jobs, with previews under the default limit and without, in turns."""
     from sd_vae_kit.core.preview_worker import Previews
-    from sd_vae_kit.settings.sections import SettingsStore
-    from sd_vae_kit.standalone.host import Folders, StandaloneHost
+    from sd_vae_kit.standalone.backend import build_backend
+    from sd_vae_kit.standalone.folders import Folders
     from sd_vae_kit.standalone.job import Txt2Img
 
     with tempfile.TemporaryDirectory() as data:
         folders = Folders(Path(data))
         folders.make()
-        host = StandaloneHost(folders, SettingsStore(folders.data / "settings.json"))
+        backend = build_backend(folders, Path(data) / "shown")
+        offers = backend.maker.engine.previews
         kept: list[Previews[object]] = []
-        original = host.previews
+        original = offers.offered
 
         @contextmanager
         def previews(*args: object) -> Iterator[Previews[object]]:
@@ -98,14 +99,14 @@ def alone(rounds: int) -> None:
                 kept.append(made)
                 yield made
 
-        host.previews = previews  # type: ignore[method-assign,assignment]
+        offers.offered = previews  # type: ignore[method-assign,assignment]
         print("\nAlone, 512 x 512, 60 steps\n\n| previews | wall time | rendering | of the sampling's time | shown |")
         print("|---|---:|---:|---:|---:|")
         for _ in range(rounds + 1):
             for preview in ("off", "TAESD"):
                 job = Txt2Img("cat", steps=60, seed=1, preview=preview)
                 before = time.perf_counter()
-                host.txt2img(job)
+                backend.maker.txt2img(job)
                 wall = time.perf_counter() - before
                 sampled = kept[-1].lasted
                 part = kept[-1].budget.spent / max(sampled, 1e-9)

@@ -18,11 +18,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sd_vae_kit.pictures.picture_file import Pixels
-from sd_vae_kit.standalone import app
-from sd_vae_kit.standalone.backend import StandaloneBackend
-from sd_vae_kit.standalone.host import Folders
+from sd_vae_kit.standalone.backend import StandaloneBackend, build_backend
+from sd_vae_kit.standalone.folders import Folders
+from sd_vae_kit.standalone.generation import JobProgress
 from sd_vae_kit.standalone.job import Txt2Img
-from sd_vae_kit.standalone.jobs import JobProgress
 
 STEPS, SHOWN = 20, (1, 4, 8, 14, 20)
 SIDE, TILE, LINE = 384, 138, 18
@@ -42,7 +41,7 @@ def previews_of(backend: StandaloneBackend, method: str) -> tuple[dict[int, Pixe
             time.sleep(0.005)
 
     job = Txt2Img("cat", steps=STEPS, seed=5, width=SIDE, height=SIDE, preview=method)
-    made = backend._host.txt2img(job, note)
+    made = backend.maker.txt2img(job, note)
     return previews, made.pictures[0].pixels
 
 
@@ -70,8 +69,8 @@ def main() -> None:
         folders.make()
         if options.weights:
             shutil.copy(options.weights / "taesd_decoder.safetensors", folders.own_tiny_vaes)
-        backend = app.build_backend(folders, Path(folder) / "shown")
-        backend.change({"vae_kit_preview_share": 100})
+        backend = build_backend(folders, Path(folder) / "shown")
+        backend.settings.change({"vae_kit_preview_share": 100})
         rows = [row_of(method, *previews_of(backend, method)) for method in ("taesd", "linear")]
         backend.close()
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows) + 6), "white")

@@ -12,36 +12,34 @@ from sd_vae_kit.core.networks.latent_format import family_label
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
 from sd_vae_kit.core.run.report import status_of
 from sd_vae_kit.core.run.request import RunRequest
-from sd_vae_kit.standalone.host import OWN_VAE, StandaloneHost, device
+from sd_vae_kit.standalone.demo_vaes import device
+from sd_vae_kit.standalone.host import StandaloneHost
+from sd_vae_kit.standalone.vae_runs import VaeRuns
+from sd_vae_kit.standalone.vae_selection import VaeSelection
 from sd_vae_kit.vaes.inspection import Inspector
 from sd_vae_kit.vaes.library import Library
-from sd_vae_kit.vaes.swap import Swapper
 
 
 @dataclass(frozen=True)
 class StandaloneApi:
-    """Implements `api.ApiBackend`."""
+    """Implements `ApiBackend`."""
 
     host: StandaloneHost
     library: Library
-    swapper: Swapper
+    selection: VaeSelection
     inspector: Inspector
-
-    @property
-    def precision_fixes(self) -> PrecisionFixesFile:
-        return self.host.runner.fixes
+    runs: VaeRuns
+    precision_fixes: PrecisionFixesFile
 
     def run_request(self) -> RunRequest:
-        return self.host.run_request()
+        return self.runs.request()
 
     def forget_precision(self) -> int:
-        """Forget what VAEs needed in half precision; how many halves that were."""
-        return self.host.runner.fixes.forget()
+        return self.precision_fixes.forget()
 
     def api_status(self) -> dict[str, object]:
         """Which VAE is live and why."""
-        active = self.swapper.active
-        live = active.decision.entry or self.library.entry_at(self.host.folders.demo / OWN_VAE)
+        active, live = self.selection.active, self.selection.live_entry
         return {
             "host": self.host.name,
             "checkpoint": self.host.checkpoint.name,
@@ -49,9 +47,9 @@ class StandaloneApi:
             "family": family_label(live.family),
             "reason": active.decision.reason,
             "sha256": self.library.sha256(live),
-            "precision": "fp32",  # `StandaloneHost` runs every VAE so
+            "precision": "fp32",  # the app runs every VAE so
             "warnings": list(active.warnings),
-            **status_of(self.host.runs.last),
+            **status_of(self.runs.last),
         }
 
     @contextmanager

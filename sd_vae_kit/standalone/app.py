@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
     from sd_vae_kit.standalone.backend import StandaloneBackend
-    from sd_vae_kit.standalone.host import Folders
+    from sd_vae_kit.standalone.folders import Folders
 
 USER_ERROR = 2
 DEFAULT_PORT = 7860
@@ -57,6 +57,8 @@ def run(options: argparse.Namespace) -> None:
     folders.make()
     with temporary_folder() as temporary:
         os.environ["GRADIO_TEMP_DIR"] = str(temporary / "gradio")
+        from sd_vae_kit.standalone.backend import build_backend
+
         backend = build_backend(folders, temporary / "gradio" / "shown", options.vae_path)
         page, looks = build_page(backend, options.theme)
         serve(backend, page, looks, options)
@@ -88,32 +90,10 @@ def folders_of(options: argparse.Namespace) -> Folders:
     """Folders from the command line; the data folder is the user's own by default."""
     import platformdirs
 
-    from sd_vae_kit.standalone.host import Folders
+    from sd_vae_kit.standalone.folders import Folders
 
     data = options.data_dir or Path(platformdirs.user_data_dir("vae-kit", appauthor=False))
     return Folders(data.expanduser().absolute(), tuple(options.vae_dir), tuple(options.ckpt_dir))
-
-
-def build_backend(folders: Folders, shown: Path, forced_vae: Path | None = None) -> StandaloneBackend:
-    """Host, library and settings, wired together; the chosen VAE is live when this returns."""
-    from sd_vae_kit.settings.store import SettingsStore
-    from sd_vae_kit.standalone.backend import StandaloneBackend
-    from sd_vae_kit.standalone.host import StandaloneHost
-    from sd_vae_kit.vaes.library import Library
-    from sd_vae_kit.vaes.model_folders import Folder
-
-    if forced_vae is not None and not forced_vae.is_file():
-        raise OptionError(f"--vae-path names {forced_vae}, which is not a file; correct the path.")
-    store = SettingsStore(folders.data / "settings.json")
-    vaes = (folders.own_vaes, folders.own_tiny_vaes, *folders.vaes, folders.demo)
-    checkpoints = (folders.own_checkpoints, *folders.checkpoints)
-    library = Library(
-        [*(Folder(path) for path in vaes), *(Folder(path, "checkpoint") for path in checkpoints)],
-        folders.data / "cache" / "library.json",
-    )
-    backend = StandaloneBackend(StandaloneHost(folders, store, forced_vae), library, store, shown)
-    backend.begin()
-    return backend
 
 
 def build_page(backend: StandaloneBackend, theme: str) -> tuple[gr.Blocks, dict[str, object]]:

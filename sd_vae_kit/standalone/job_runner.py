@@ -16,10 +16,13 @@ from PIL import Image
 from sd_vae_kit.errors import OptionError, PictureError, VaeKitError
 from sd_vae_kit.pictures import picture_file as pictures
 from sd_vae_kit.pictures.picture_file import Pixels
+from sd_vae_kit.settings.job import JobTiling
 from sd_vae_kit.settings.sections import SavingSettings
+from sd_vae_kit.standalone.generation import JobProgress, JobResult, Made
 from sd_vae_kit.standalone.host import StandaloneHost
-from sd_vae_kit.standalone.job import Finished, Snapshot, State, Txt2Img
-from sd_vae_kit.standalone.jobs import JobProgress, JobResult, Made
+from sd_vae_kit.standalone.job import Finished, Snapshot, State, Txt2Img, fit_size
+from sd_vae_kit.standalone.picture_maker import PictureMaker
+from sd_vae_kit.wording import Sentence
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +31,18 @@ NUMBER = re.compile(r"(\d{5,})-")
 
 
 class JobRunner:
-    """One job at a time; the latest snapshot and the latest job of every tab are kept.
+    """Implements `JobsBackend`: one job at a time; the latest snapshot and the latest job of every tab are kept.
 
     Args:
-        host: Makes the pictures.
+        host: Its settings say what is saved.
+        maker: Makes the pictures.
         shown: Folder from which the page may show files; every result is written there.
         data: Folder that a relative output folder starts from.
     """
 
-    def __init__(self, host: StandaloneHost, shown: Path, data: Path) -> None:
+    def __init__(self, host: StandaloneHost, maker: PictureMaker, shown: Path, data: Path) -> None:
         self._host = host
+        self._maker = maker
         self._shown = shown
         self._data = data
         self._changed = threading.Condition()
@@ -78,6 +83,19 @@ class JobRunner:
     def last_job(self, tab: str) -> Txt2Img | None:
         return self._jobs.get(tab)
 
+    def interrupt(self) -> None:
+        """End the running job after its current step."""
+        self._maker.interrupt()
+
+    def forecast(self, size: tuple[int, int], tiling: JobTiling) -> Sentence:
+        """What will happen when a picture of (height, width) is decoded."""
+        return self._maker.forecast(size, tiling)
+
+    def picture_size(self, path: Path) -> tuple[int, int]:
+        """(height, width) of a picture file as it will be read."""
+        height, width = pictures.open_picture(path).size
+        return fit_size(height, width)
+
     def _publish(self, tab: str, snapshot: Snapshot) -> None:
         with self._changed:
             self._snapshots[tab] = snapshot
@@ -92,7 +110,7 @@ class JobRunner:
                 self._publish(tab, shown if preview is None else replace(shown, preview=preview))
 
         try:
-            outcome = self._host.txt2img(job, on_progress)
+            outcome = self._maker.txt2img(job, on_progress)
             finished = tuple(self._save(made) for made in outcome.pictures)
             state: State = "interrupted" if outcome.is_interrupted else "done"
             self._publish(tab, Snapshot(state, pictures=finished or previous, message=summary(job, outcome)))

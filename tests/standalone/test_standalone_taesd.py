@@ -18,8 +18,8 @@ from sd_vae_kit.errors import VaeMismatchError
 from sd_vae_kit.pictures import infotext
 from sd_vae_kit.pictures import picture_file as pictures
 from sd_vae_kit.settings.sections import TAESD
-from sd_vae_kit.standalone import app
-from sd_vae_kit.standalone.host import OWN_VAE, TINY_DECODER, Folders
+from sd_vae_kit.standalone.backend import build_backend
+from sd_vae_kit.standalone.folders import OWN_VAE, TINY_DECODER, Folders
 from sd_vae_kit.standalone.job import Img2Img, Txt2Img
 
 DEMO = ROOT / "sd_vae_kit" / "standalone" / "demo"
@@ -32,7 +32,7 @@ def prepared(tmp_path_factory):
     """A data folder whose cache knows the photographs, so that no test has to encode them."""
     folders = Folders(tmp_path_factory.mktemp("prepared"), demo=DEMO)
     folders.make()
-    made = app.build_backend(folders, tmp_path_factory.mktemp("shown"))
+    made = build_backend(folders, tmp_path_factory.mktemp("shown"))
     made_by(made, replace(JOB, steps=1))
     made.close()
     return folders.data / "cache"
@@ -49,7 +49,7 @@ def backend(tmp_path, prepared):
             config = TinyConfig(channels, 8, encoder=half == "encoder", decoder=half == "decoder")
             path = folders.own_tiny_vaes / f"{name}_{half}.safetensors"
             write(path, tiny_state(config, seed=channels), {"family": family})
-    made = app.build_backend(folders, tmp_path / "shown")
+    made = build_backend(folders, tmp_path / "shown")
     yield made
     made.close()
 
@@ -64,8 +64,8 @@ def start(tmp_path):
 
 
 def made_by(backend, job, tab="txt2img"):
-    backend.start(tab, job)
-    *_, last = backend.watch(tab)
+    backend.jobs.start(tab, job)
+    *_, last = backend.jobs.watch(tab)
     return last
 
 
@@ -84,11 +84,11 @@ def test_each_direction_goes_through_the_network_that_was_chosen(backend, start,
     """Denoising 0 sends the picture through the VAE and back, so the result is known."""
     job = Img2Img(picture=start, denoising_strength=0, width=SIDE, height=SIDE, steps=2, seed=1)
     if by == "settings":
-        backend.change({"sd_vae_encode_method": encoder, "sd_vae_decode_method": decoder})
+        backend.settings.change({"sd_vae_encode_method": encoder, "sd_vae_decode_method": decoder})
     else:
         job = replace(job, vae_encoder=encoder, vae_decoder=decoder)
         other = {"Full": "TAESD", "TAESD": "Full"}
-        backend.change({"sd_vae_encode_method": other[encoder], "sd_vae_decode_method": other[decoder]})
+        backend.settings.change({"sd_vae_encode_method": other[encoder], "sd_vae_decode_method": other[decoder]})
     last = made_by(backend, job, "img2img")
     assert last.state == "done", last.message
     encode_with = tiny(backend, "encoder") if encoder == TAESD else full(backend)
@@ -100,13 +100,13 @@ def test_each_direction_goes_through_the_network_that_was_chosen(backend, start,
     assert fields.get("VAE Encoder", "Full") == encoder
     assert fields.get("VAE Decoder", "Full") == decoder
     assert fields["VAE"] == OWN_VAE
-    pasted = backend.paste(last.pictures[0].infotext).values
+    pasted = backend.pasting.paste(last.pictures[0].infotext).values
     assert (pasted["vae_encoder"], pasted["vae_decoder"]) == (encoder, decoder)
 
 
 @pytest.mark.parametrize("chosen", ["encoder", "decoder"])
 def test_one_file_of_a_pair_chosen_as_the_vae_works_both_ways(backend, start, chosen):
-    backend.choose_vae(f"taesd_{chosen}.safetensors")
+    backend.vaes.choose(f"taesd_{chosen}.safetensors")
     job = Img2Img(picture=start, denoising_strength=0, width=SIDE, height=SIDE, seed=1)
     last = made_by(backend, job, "img2img")
     assert last.state == "done", last.message
@@ -119,8 +119,8 @@ def test_one_file_of_a_pair_chosen_as_the_vae_works_both_ways(backend, start, ch
 
 def test_a_half_without_its_other_half_says_so_before_or_instead_of_a_wrong_picture(backend, start):
     (backend.folders.own_tiny_vaes / "taesd_encoder.safetensors").unlink()
-    backend.refresh()
-    backend.choose_vae("taesd_decoder.safetensors")
+    backend.vaes.refresh()
+    backend.vaes.choose("taesd_decoder.safetensors")
     assert made_by(backend, JOB).state == "done"
     last = made_by(backend, Img2Img(picture=start, width=SIDE, height=SIDE, steps=2), "img2img")
     assert last.state == "failed"
@@ -131,12 +131,12 @@ def test_a_half_without_its_other_half_says_so_before_or_instead_of_a_wrong_pict
 
 
 def test_the_list_says_what_a_taesd_is(backend):
-    bar = backend.top_bar()
+    bar = backend.vaes.top_bar()
     shown = {name: label for label, name in bar.vae_choices}
     assert shown["taesd_decoder.safetensors"] == "taesd_decoder.safetensors (TAESD decoder, SD 1.x / 2.x)"
     assert shown["taesd3_encoder.safetensors"] == "taesd3_encoder.safetensors (TAESD encoder, SD 3 / 3.5)"
     assert shown[OWN_VAE] == OWN_VAE
-    rows = {row.name: row for row in backend.vae_rows()}
+    rows = {row.name: row for row in backend.vaes.rows()}
     assert (rows["taesd_decoder.safetensors"].kind, rows["taesd_decoder.safetensors"].family) == (
         "tiny, decoder", "SD 1.x / 2.x",
     )  # fmt: skip
@@ -144,23 +144,23 @@ def test_the_list_says_what_a_taesd_is(backend):
 
 def test_a_taesd_of_another_model_is_refused_in_one_line(backend):
     with pytest.raises(VaeMismatchError, match=r"taesd3_decoder\.safetensors has 16 latent channels, the loaded model"):
-        backend.choose_vae("taesd3_decoder.safetensors")
-    assert backend.top_bar().active == OWN_VAE
+        backend.vaes.choose("taesd3_decoder.safetensors")
+    assert backend.vaes.top_bar().active == OWN_VAE
 
 
 def test_without_an_installed_taesd_the_demos_decodes(backend):
     for path in backend.folders.own_tiny_vaes.iterdir():
         path.unlink()
-    backend.refresh()
+    backend.vaes.refresh()
     last = made_by(backend, replace(JOB, vae_decoder=TAESD))
     assert last.state == "done", last.message
     assert infotext.parse(last.pictures[0].infotext).fields["VAE Decoder"] == TAESD
-    assert TINY_DECODER in {row.name for row in backend.vae_rows()}
+    assert TINY_DECODER in {row.name for row in backend.vaes.rows()}
 
 
 @pytest.mark.parametrize("preview", ["taesd", "linear", "off"])
 def test_a_job_shows_the_preview_it_asked_for_and_its_picture_does_not_depend_on_it(backend, preview):
-    backend.change({"vae_kit_preview_share": 100})
+    backend.settings.change({"vae_kit_preview_share": 100})
     previews = []
 
     def note(progress):
@@ -172,15 +172,15 @@ def test_a_job_shows_the_preview_it_asked_for_and_its_picture_does_not_depend_on
             while not (previews and previews[-1][0] == progress.step) and time.monotonic() < end:
                 time.sleep(0.002)
 
-    one = backend._host.txt2img(replace(JOB, preview=preview), note).pictures[0]
+    one = backend.maker.txt2img(replace(JOB, preview=preview), note).pictures[0]
     assert [step for step, _ in previews] == ([] if preview == "off" else list(range(1, JOB.steps + 1)))
     assert {pixels.shape for _, pixels in previews} <= {(SIDE, SIDE, 3)}
     assert preview == "off" or not np.array_equal(previews[0][1], previews[-1][1])
-    other = backend._host.txt2img(replace(JOB, preview="off")).pictures[0]
+    other = backend.maker.txt2img(replace(JOB, preview="off")).pictures[0]
     assert np.array_equal(one.pixels, other.pixels)
 
 
 def test_after_a_job_no_preview_thread_and_no_network_is_left(backend):
     made_by(backend, replace(JOB, vae_decoder=TAESD))
     assert not [thread for thread in threading.enumerate() if thread.name == "vae-kit-preview"]
-    assert not backend._host.tiny._kept
+    assert not backend.maker.engine.vaes._tiny._kept

@@ -1,4 +1,4 @@
-"""What the pages ask of the backend behind them: plain data in, plain data out, no tensor and no widget."""
+"""What the pages ask of their backend: plain data in, plain data out, no tensor and no widget."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class Pasted:
     missing: str = ""
 
 
-class PageBackend(Protocol):
-    """The stand-alone app's side of the pages.  Every method may raise `VaeKitError`; then nothing has changed."""
+class VaesBackend(Protocol):
+    """The VAE files.  Methods may raise `VaeKitError`; then nothing has changed."""
 
     def top_bar(self) -> TopBar:
         """What the top bar shows now."""
@@ -91,11 +91,21 @@ class PageBackend(Protocol):
     def choose_checkpoint(self, name: str) -> None:
         """Load that checkpoint."""
 
-    def choose_vae(self, name: str) -> None:
-        """Make the SD VAE setting `name` and the VAE live that follows from it."""
+    def choose(self, name: str) -> None:
+        """Make the SD VAE setting `name`, and the VAE live that follows from it."""
+
+    def rows(self) -> list[VaeRow]:
+        """All VAE files, broken ones included."""
+
+    def facts(self, name: str) -> Iterator[VaeFacts]:
+        """What is known about a file at once, then again as its hash is worked out."""
+
+
+class JobsBackend(Protocol):
+    """Jobs and how far they are.  Methods may raise `VaeKitError`; then nothing has changed."""
 
     def start(self, tab: str, job: Txt2Img) -> None:
-        """Begin a job; its progress comes from `watch`."""
+        """Begin a job; `watch` says how far it is."""
 
     def snapshot(self, tab: str) -> Snapshot:
         """How far the tab's latest job is."""
@@ -115,23 +125,49 @@ class PageBackend(Protocol):
     def picture_size(self, path: Path) -> tuple[int, int]:
         """(height, width) of a picture file as it will be read."""
 
-    def vae_rows(self) -> list[VaeRow]:
-        """All VAE files, broken ones included."""
 
-    def vae_facts(self, name: str) -> Iterator[VaeFacts]:
-        """What is known about a file at once, then again as its hash is worked out."""
+class SettingsBackend(Protocol):
+    """The settings."""
 
     def values(self) -> dict[str, Value]:
         """Every setting by key."""
 
     def change(self, values: Mapping[str, object]) -> None:
-        """Check, apply and save settings."""
+        """Check, apply and save settings.
+
+        Raises:
+            VaeKitError: A value does not fit, or the VAE that follows from it cannot be used; nothing has changed.
+        """
+
+
+class PastingBackend(Protocol):
+    """Parameters of pictures.  Methods may raise `VaeKitError`; then nothing has changed."""
 
     def infotext_of(self, path: Path) -> str:
         """The parameters written in a picture."""
 
     def paste(self, text: str) -> Pasted:
         """Read an infotext, choose its VAE and return the values for the form."""
+
+
+class PageBackend(Protocol):
+    """The side behind the pages, by part of the page."""
+
+    @property
+    def vaes(self) -> VaesBackend:
+        """The VAE files."""
+
+    @property
+    def jobs(self) -> JobsBackend:
+        """Jobs and how far they are."""
+
+    @property
+    def settings(self) -> SettingsBackend:
+        """The settings."""
+
+    @property
+    def pasting(self) -> PastingBackend:
+        """Parameters of pictures."""
 
     def take_messages(self) -> list[Message]:
         """Lines for the user that came up since the last call."""

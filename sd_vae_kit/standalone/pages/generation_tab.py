@@ -79,7 +79,7 @@ def build_generation_tab(
 
 def follow(backend: PageBackend, tab: str) -> Iterator[list[object]]:
     """Updates for `GenerationTab.outputs` until the tab's job has ended."""
-    for snapshot in backend.watch(tab):
+    for snapshot in backend.jobs.watch(tab):
         yield view(snapshot)
 
 
@@ -122,7 +122,7 @@ def _connect(backend: PageBackend, bar: TopBarView, parts: GenerationTab) -> Non
     tab, form = parts.form.tab, parts.form
 
     def run(*values: object) -> Iterator[list[object]]:
-        failure = top_bar.failure_of(lambda: backend.start(tab, form.job(values)))
+        failure = top_bar.failure_of(lambda: backend.jobs.start(tab, form.job(values)))
         untouched = [gradio_compat.update() for _ in parts.outputs]
         if failure:
             yield [*untouched, markup.status_lines([failure])]
@@ -134,16 +134,16 @@ def _connect(backend: PageBackend, bar: TopBarView, parts: GenerationTab) -> Non
 
     def choose(event: gr.SelectData) -> list[object]:
         index = gradio_compat.selected_index(event)
-        picture = backend.snapshot(tab).pictures[index]
+        picture = backend.jobs.snapshot(tab).pictures[index]
         return [index, picture.infotext, gradio_compat.update(value=str(picture.path))]
 
     def last_seed(index: int) -> object:
-        pictures = backend.snapshot(tab).pictures
+        pictures = backend.jobs.snapshot(tab).pictures
         return pictures[min(index, len(pictures) - 1)].seed if pictures else gradio_compat.update()
 
     results = parts.results
     gradio_compat.listen(parts.generate, "click", run, form.inputs, [*parts.outputs, bar.status])
-    gradio_compat.listen(parts.interrupt, "click", backend.interrupt)
+    gradio_compat.listen(parts.interrupt, "click", backend.jobs.interrupt)
     gradio_compat.listen(results.gallery, "select", choose, (), [results.chosen, results.infotext, results.download])
     assert form.reuse_seed is not None
     gradio_compat.listen(form.reuse_seed, "click", last_seed, [results.chosen], [form.widgets["seed"]])
@@ -160,7 +160,7 @@ def forecast(backend: PageBackend, form: Form) -> tuple[Callable[..., str], list
         given = dict(zip(names, values, strict=True))
         try:
             job = jobs.make_job(Txt2Img, given)
-            return markup.forecast_line(backend.forecast((job.height, job.width), job.job_tiling))
+            return markup.forecast_line(backend.jobs.forecast((job.height, job.width), job.job_tiling))
         except VaeKitError:  # a field is empty or out of its limits while somebody types
             return ""
 
@@ -180,7 +180,7 @@ def _take_size_from_picture(backend: PageBackend, bar: TopBarView, form: Form) -
     def take(value: object) -> list[object]:
         path = gradio_compat.path_of(value)
         sizes: list[tuple[int, int]] = []
-        failure = top_bar.failure_of(lambda: sizes.append(backend.picture_size(path))) if path else None
+        failure = top_bar.failure_of(lambda: sizes.append(backend.jobs.picture_size(path))) if path else None
         if failure:
             return [None, gradio_compat.update(), gradio_compat.update(), markup.status_lines([failure])]
         height, width = sizes[0] if sizes else (gradio_compat.update(), gradio_compat.update())

@@ -59,7 +59,7 @@ def _beside(backend: PageBackend, bar: TopBarView, files: list[object]) -> Neigh
 
 def _connect_load(backend: PageBackend, page: gr.Blocks, parts: GenerationTab) -> None:
     def restore() -> list[object]:
-        job = backend.last_job(parts.form.tab)
+        job = backend.jobs.last_job(parts.form.tab)
         return parts.form.filled_with(form_values(job) if job else {})
 
     def resume() -> Iterator[list[object]]:
@@ -76,8 +76,8 @@ def _connect_send(backend: PageBackend, tabs: Mapping[str, GenerationTab], tab_b
     source, target = tabs[element_ids.TXT2IMG], tabs[element_ids.IMG2IMG]
 
     def send(index: int) -> list[object]:
-        pictures = backend.snapshot(source.form.tab).pictures
-        job = backend.last_job(source.form.tab)
+        pictures = backend.jobs.snapshot(source.form.tab).pictures
+        job = backend.jobs.last_job(source.form.tab)
         if not pictures or job is None:
             gr.Warning("There is no picture to send yet; generate one first.")
             return [gradio_compat.update() for _ in (tab_bar, *target.form.inputs)]

@@ -81,7 +81,7 @@ class _Paste:
     def restore(self, content: str) -> list[object]:
         """From the text."""
         pasted = [Pasted({}, ())]
-        *updates, status = top_bar.attempt(self.backend, lambda: pasted.append(self.backend.paste(content)))
+        *updates, status = top_bar.attempt(self.backend, lambda: pasted.append(self.backend.pasting.paste(content)))
         last = pasted[-1]
         said = markup.status_lines(Message(note) for note in last.notes)
         return [*self.form.filled_with(last.values), *updates, said or status, *_offer(last.missing)]
@@ -89,7 +89,7 @@ class _Paste:
     def restore_file(self, value: object) -> list[object]:
         """From a picture: its text first, then as `restore`."""
         path, found = gradio_compat.path_of(value), [""]
-        failure = top_bar.failure_of(lambda: found.append(self.backend.infotext_of(path))) if path else None
+        failure = top_bar.failure_of(lambda: found.append(self.backend.pasting.infotext_of(path))) if path else None
         if failure or not path:
             unchanged = [gradio_compat.update() for _ in (*self.form.inputs, *self.bar.outputs)]
             line = markup.status_lines([failure] if failure else [])

@@ -33,8 +33,8 @@ class SettingsView:
 def build_settings_tab(backend: PageBackend, bar: TopBarView) -> SettingsView:
     """Lay out the tab and connect it."""
     view = SettingsView({}, {})
-    vaes = backend.top_bar().vaes
-    values = backend.values()
+    vaes = backend.vaes.top_bar().vaes
+    values = backend.settings.values()
     with gr.Column(elem_classes=["vk-settings"]):
         search = gr.Textbox(
             label="Search settings",
@@ -58,7 +58,7 @@ def build_settings_tab(backend: PageBackend, bar: TopBarView) -> SettingsView:
 
 def shown(backend: PageBackend) -> list[object]:
     """Updates for `SettingsView.outputs` with the values in force."""
-    values, vaes = backend.values(), list(backend.top_bar().vaes)
+    values, vaes = backend.settings.values(), list(backend.vaes.top_bar().vaes)
     return [
         gradio_compat.update(choices=vaes, value=values[spec.key])
         if spec.control == "vae"
@@ -123,10 +123,10 @@ def _save_changes(backend: PageBackend, bar: TopBarView, spec: Spec, control: gr
     """Save the setting when its widget changes; a value that does not fit is put back."""
 
     def save(value: object) -> list[object]:
-        if value == backend.values()[spec.key]:  # a field was left as it was
+        if value == backend.settings.values()[spec.key]:  # a field was left as it was
             return [gradio_compat.update() for _ in (control, *bar.outputs)]
-        updates = top_bar.attempt(backend, lambda: backend.change({spec.key: value}))
-        kept = backend.values()[spec.key]
+        updates = top_bar.attempt(backend, lambda: backend.settings.change({spec.key: value}))
+        kept = backend.settings.values()[spec.key]
         return [gradio_compat.update() if kept == value else gradio_compat.update(value=kept), *updates]
 
     # never "change": it also tells of values the server has just put in, and two of them on their way at once would

@@ -32,7 +32,7 @@ class TopBarView:
 
 def build_top_bar(backend: PageBackend) -> TopBarView:
     """Make the widgets and connect them; their values come with the page's load event."""
-    bar = backend.top_bar()
+    bar = backend.vaes.top_bar()
     with gr.Row(elem_id=element_ids.TOP_BAR):
         checkpoint = gr.Dropdown(
             list(bar.checkpoints), value=bar.checkpoint, label="Checkpoint", elem_id=element_ids.CHECKPOINT, scale=6
@@ -45,21 +45,21 @@ def build_top_bar(backend: PageBackend) -> TopBarView:
     view = TopBarView(checkpoint, vae, active, status)
 
     def choose_checkpoint(name: str) -> list[object]:
-        return attempt(backend, lambda: backend.choose_checkpoint(name))
+        return attempt(backend, lambda: backend.vaes.choose_checkpoint(name))
 
     def choose_vae(name: str) -> list[object]:
-        return attempt(backend, lambda: backend.choose_vae(name))
+        return attempt(backend, lambda: backend.vaes.choose(name))
 
     for dropdown, choose in ((checkpoint, choose_checkpoint), (vae, choose_vae)):
         gradio_compat.listen(dropdown, "input", choose, [dropdown], view.outputs, gradio_compat.CHOOSE_LATEST)
     for button in (checkpoint_refresh, vae_refresh):
-        gradio_compat.listen(button, "click", lambda: attempt(backend, backend.refresh), (), view.outputs)
+        gradio_compat.listen(button, "click", lambda: attempt(backend, backend.vaes.refresh), (), view.outputs)
     return view
 
 
 def shown(backend: PageBackend) -> list[object]:
     """Updates for `TopBarView.outputs`, the status line with whatever came up since the last call."""
-    bar = backend.top_bar()
+    bar = backend.vaes.top_bar()
     return [
         gradio_compat.update(choices=list(bar.checkpoints), value=bar.checkpoint),
         gradio_compat.update(choices=bar.vae_choices, value=bar.vae),

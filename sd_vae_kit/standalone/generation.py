@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sd_vae_kit.core.halves import Half
-from sd_vae_kit.core.preview_worker import Previews
-from sd_vae_kit.core.vae import Vae
+from sd_vae_kit import __version__
 from sd_vae_kit.errors import Interrupted
 from sd_vae_kit.pictures import infotext
 from sd_vae_kit.pictures import picture_file as pictures
 from sd_vae_kit.pictures.picture_file import Pixels
-from sd_vae_kit.settings.sections import FULL, PreviewSettings
+from sd_vae_kit.settings.sections import FULL
 from sd_vae_kit.standalone.demo_model import NAME, DemoModel, fitted
-from sd_vae_kit.standalone.job import AS_SET, RESIZE_MODES, SEED_LIMIT, Img2Img, Txt2Img
+from sd_vae_kit.standalone.job import RESIZE_MODES, SEED_LIMIT, Img2Img, Txt2Img
+from sd_vae_kit.standalone.job_previews import JobPreviews
+from sd_vae_kit.standalone.pass_vaes import PassVaes, VaeInUse
 from sd_vae_kit.standalone.sampling import Denoise, karras_sigmas, sample_euler, sigmas_for_denoising, starting_noise
 from sd_vae_kit.standalone.vae_runs import VaeRuns
-from sd_vae_kit.vaes.rules import Run
-from sd_vae_kit.version import __version__
 
 
 @dataclass(frozen=True)
@@ -42,48 +39,26 @@ OnProgress = Callable[[JobProgress], None]
 
 
 @dataclass(frozen=True)
-class VaeInUse:
-    """What serves a half of the live VAE, and what to call the live VAE.
+class Engine:
+    """What a job works with.
 
     Attributes:
-        vae: Encodes or decodes: the live one, or a TAESD in its place.
-        name: The live VAE's.
-        sha256: The live VAE's; may have to read the whole file.
-        method: "Full" or "TAESD".
+        model: The diffusion model.
+        vaes: Give each pass its VAE.
+        previews: Are made beside the sampling.
+        runs: Run the VAE, and say what was done.
+        interrupted: Set once the user wants the job to end.
     """
 
-    vae: Vae
-    name: str
-    sha256: Callable[[], str]
-    method: str = FULL
-
-
-class Engine(Protocol):
-    """What a job asks of the app that runs it."""
+    model: DemoModel
+    vaes: PassVaes
+    previews: JobPreviews
+    runs: VaeRuns
+    interrupted: threading.Event
 
     @property
-    def model(self) -> DemoModel:
-        """The diffusion model."""
-
-    @property
-    def preview_settings(self) -> PreviewSettings:
-        """As they are now."""
-
-    def previews(self, wanted: str, show: Callable[[Pixels], object]) -> AbstractContextManager[Previews[Pixels]]:
-        """What one job offers its latents to."""
-
-    def live_vae(self, half: Half, wanted: str = AS_SET, run: Run | None = None) -> AbstractContextManager[VaeInUse]:
-        """What serves a half of the live VAE in a pass; nothing is exchanged while the context is open."""
-
-    @property
-    def runs(self) -> VaeRuns:
-        """How VAEs are run, and what the running job's encodes and decodes did."""
-
-    def sketch(self, latent: Tensor, size: tuple[int, int]) -> Pixels:
-        """What a preview shows of a latent (1, C, h, w), as uint8 (height, width, 3)."""
-
     def is_interrupted(self) -> bool:
-        """Whether the user wants the job to end."""
+        return self.interrupted.is_set()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +91,14 @@ def run(job: Txt2Img, engine: Engine, on_progress: OnProgress) -> JobResult:
     started = time.perf_counter()
     job.check()
     seeds = seeds_of(job)
-    with engine.live_vae("decoder", job.vae_decoder):
+    with engine.vaes.live("decoder", job.vae_decoder):
         pass  # what cannot be decoded later is refused now
     try:
         latents = _latents(job, seeds, engine, on_progress)
         made = _decode(job, seeds, latents, engine, on_progress)
     except Interrupted:
         made = []
-    return JobResult(tuple(made), engine.is_interrupted(), time.perf_counter() - started)
+    return JobResult(tuple(made), engine.is_interrupted, time.perf_counter() - started)
 
 
 def seeds_of(job: Txt2Img) -> list[int]:
@@ -162,7 +137,7 @@ def _sample(
 
     The noisy latent would show noise until the last steps; the estimate shows the picture's layout from the first.
     """
-    every, reached = engine.preview_settings.every_steps, [0, len(sigmas) - 1]
+    every, reached = engine.previews.settings.every_steps, [0, len(sigmas) - 1]
 
     def show(pixels: Pixels) -> None:
         on_progress(JobProgress("sampling", reached[0], reached[1], pixels))
@@ -172,9 +147,9 @@ def _sample(
         if (step + 1) % every == 0:
             previews.offer(denoised)
         on_progress(JobProgress("sampling", step + 1, steps))
-        return not engine.is_interrupted()
+        return not engine.is_interrupted
 
-    with engine.previews(job.preview, show) as previews:
+    with engine.previews.offered(job.preview, show) as previews:
         return sample_euler(denoise, x, sigmas, on_step)
 
 
@@ -187,9 +162,9 @@ def _encode(job: Img2Img, engine: Engine, on_progress: OnProgress) -> Tensor:
 
     def on_band(share: float) -> bool:
         on_progress(JobProgress("encoding", int(100 * share), 100))
-        return not engine.is_interrupted()
+        return not engine.is_interrupted
 
-    with engine.live_vae("encoder", job.vae_encoder, "img2img encode") as live, torch.inference_mode():
+    with engine.vaes.live("encoder", job.vae_encoder, "img2img encode") as live, torch.inference_mode():
         latent = engine.runs.encode(live.vae, pictures.to_image(pixels), job.job_tiling, on_band)
     _go_on(engine)
     return latent.float().cpu()
@@ -201,22 +176,22 @@ def _decode(job: Txt2Img, seeds: Sequence[int], latents: Tensor, engine: Engine,
     An interrupt while sampling leaves the first, decoded to its end; one while decoding leaves that as the preview.
     """
     pixels: list[Pixels] = []
-    was_interrupted = engine.is_interrupted()
+    was_interrupted = engine.is_interrupted
 
     def on_band(share: float) -> bool:
         on_progress(JobProgress("decoding", int(100 * (len(pixels) + share) / len(latents)), 100))
-        return was_interrupted or not engine.is_interrupted()
+        return was_interrupted or not engine.is_interrupted
 
     on_progress(JobProgress("decoding", 0, 100))
-    with engine.live_vae("decoder", job.vae_decoder, "picture") as live, torch.inference_mode():
+    with engine.vaes.live("decoder", job.vae_decoder, "picture") as live, torch.inference_mode():
         for latent in latents:
-            if pixels and engine.is_interrupted():
+            if pixels and engine.is_interrupted:
                 break
             try:
                 image = engine.runs.decode(live.vae, latent[None], job.job_tiling, on_band)
                 pixels.append(pictures.to_pixels(image)[0])
             except Interrupted:
-                pixels.append(engine.sketch(latent[None], (job.height, job.width)))
+                pixels.append(engine.previews.sketch(latent[None], (job.height, job.width)))
     on_progress(JobProgress("decoding", 100, 100))
     fields = {**vae_fields(live), **type_fields(job, engine, live.method), **engine.runs.infotext(job.job_tiling)}
     return [Made(p, _infotext(job, seed, fields), seed) for p, seed in zip(pixels, seeds, strict=False)]
@@ -232,7 +207,7 @@ def type_fields(job: Txt2Img, engine: Engine, decoder: str) -> dict[str, str]:
     """A1111's two fields for a TAESD in the VAE's place."""
     fields = {}
     if isinstance(job, Img2Img):
-        with engine.live_vae("encoder", job.vae_encoder) as live:
+        with engine.vaes.live("encoder", job.vae_encoder) as live:
             fields["VAE Encoder"] = live.method
     fields["VAE Decoder"] = decoder
     return {name: method for name, method in fields.items() if method != FULL}
@@ -257,5 +232,5 @@ def _infotext(job: Txt2Img, seed: int, vae: dict[str, str]) -> str:
 
 
 def _go_on(engine: Engine) -> None:
-    if engine.is_interrupted():
+    if engine.is_interrupted:
         raise Interrupted("The job was interrupted before there was a picture.")
