@@ -6,8 +6,9 @@ import pickle
 from dataclasses import asdict, dataclass
 
 import pytest
+from sentence_words import words_of
 
-from sd_vae_kit.ui.markup import marked, words_of
+from sd_vae_kit.ui.markup import marked
 from sd_vae_kit.wording import NOTHING, Piece, Sentence, pieces_of
 
 SAID = Sentence.of("{} has {} channels; {}.", "a.pt", 16, Sentence.of("choose {}", "b.pt"))

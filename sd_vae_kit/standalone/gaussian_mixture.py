@@ -89,10 +89,6 @@ class GaussianMixtureDenoiser:
         estimate: Tensor = denoised.to(x.device, x.dtype)
         return estimate
 
-    def posterior(self, x: Tensor, sigma: float) -> Tensor:
-        """(B, N) float64: how probable it is that x came from each photograph; each row sums to one."""
-        return self._weights(self._transform(x), sigma)
-
     def _transform(self, x: Tensor) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
             raise OptionError(
@@ -103,6 +99,7 @@ class GaussianMixtureDenoiser:
         return x_hat
 
     def _weights(self, x_hat: Tensor, sigma: float) -> Tensor:
+        """(B, N) float64: how probable it is that x came from each photograph; each row sums to one."""
         variance = self.spectrum + sigma**2
         # One photograph at a time: (B, N, C, h, w) would be large for large pictures.
         energies = [((x_hat - mean).abs().square() / variance).sum(dim=(1, 2, 3)) for mean in self._means_hat]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from sd_vae_kit.web.message import Message
-from sd_vae_kit.wording import Piece, Sentence, pieces_of
+from sd_vae_kit.wording import Piece, Sentence
 
 
 def status_lines(messages: Iterable[Message]) -> str:
@@ -37,9 +37,3 @@ def _element(piece: Piece) -> str:
         return escape(piece.text)
     before, _, after = piece.text.partition(words)
     return f"{before}<span>{escape(words)}</span>{after}"
-
-
-def words_of(text: str) -> set[str]:
-    """What `marked` gives a web UI to translate."""
-    found = {piece.text.strip() for piece in pieces_of(text) if piece.is_words}
-    return {words for words in found if any(map(str.isalpha, words))}

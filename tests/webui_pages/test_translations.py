@@ -8,11 +8,11 @@ from itertools import product
 import pytest
 from conftest import ROOT
 from fake_a1111 import FakeA1111, installed
+from sentence_words import words_of
 
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.ui.catalogue_list import CONSENT
 from sd_vae_kit.ui.catalogue_markup import HEADS
-from sd_vae_kit.ui.markup import words_of
 from sd_vae_kit.vaes.choice import resolve
 from sd_vae_kit.vaes.finding import Finding
 from sd_vae_kit.vaes.gallery_row import SHOWN
