@@ -18,6 +18,8 @@ OPTION_REMOVED = "the option, which could do nothing but refuse, is gone: argpar
 REPLACED = {
     "--ckpt is not possible yet: this version makes pictures with its demo model only. Start without it; the VAE "
     "inside a checkpoint can be used by putting the file into models/VAE.": OPTION_REMOVED,
+    # the app always knows the files of its library, which say what to install
+    "There is no TAESD encoder for {} here; choose {}.": "There is no TAESD {} for {} here; {}.",
     # descriptions of the HTTP API, which are sentences now
     '"sd1", "sdxl", "sd3", "flux" ...; "sd1|sdxl" where undecided': (
         'The model family: "sd1", "sdxl", "sd3", "flux", "flux2" or "sana". It is "sd1|sdxl" if the file does not say '

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sd_vae_kit import __version__
 from sd_vae_kit.errors import Interrupted
 from sd_vae_kit.pictures import infotext
 from sd_vae_kit.pictures import picture_file as pictures
@@ -23,6 +22,7 @@ from sd_vae_kit.standalone.job_previews import JobPreviews
 from sd_vae_kit.standalone.pass_vaes import PassVaes, VaeInUse
 from sd_vae_kit.standalone.sampling import Denoise, karras_sigmas, sample_euler, sigmas_for_denoising, starting_noise
 from sd_vae_kit.standalone.vae_runs import VaeRuns
+from sd_vae_kit.version import __version__
 
 
 @dataclass(frozen=True)
