@@ -538,8 +538,8 @@ def fetched_with(folder, cli, monkeypatch, values):
 
 @pytest.fixture(scope="module")
 def app_jobs(tmp_path_factory):
-    from sd_vae_kit.standalone import app
-    from sd_vae_kit.standalone.host import Folders
+    from sd_vae_kit.standalone.backend import build_backend
+    from sd_vae_kit.standalone.folders import Folders
 
     demo, folder = ROOT / "sd_vae_kit" / "standalone" / "demo", tmp_path_factory.mktemp("app")
     folders = Folders(folder, demo=demo)
@@ -549,7 +549,7 @@ def app_jobs(tmp_path_factory):
         config = TinyConfig(4, 8, encoder=half == "encoder", decoder=half == "decoder")
         write(folders.own_tiny_vaes / f"taesd_{half}.safetensors", tiny_state(config), {"family": "sd1"})
     Image.fromarray(PIXELS).save(folder / "a.png")
-    backend = app.build_backend(folders, folder / "shown")
+    backend = build_backend(folders, folder / "shown")
     yield AppJobs(backend, folder)
     backend.close()
 
@@ -570,7 +570,7 @@ class AppJobs:
         """How a picture went through the VAE, and what its parameters say about that."""
         from sd_vae_kit.pictures import infotext
 
-        (made,) = self.backend._host.img2img(self.job()).pictures
+        (made,) = self.backend.maker.img2img(self.job()).pictures
         status = self.backend.api.api_status()
         fields = infotext.parse(made.infotext).fields
         told = {name: text for name, text in fields.items() if "VAE" in name}
@@ -578,23 +578,24 @@ class AppJobs:
 
     def chosen(self):
         """What becomes of choosing a VAE of another family."""
+        self.backend.take_messages()  # what was said before this choice
         for name in ("None", "wrong.safetensors"):
             with contextlib.suppress(VaeKitError):
-                self.backend.change({"sd_vae": name})
+                self.backend.settings.change({"sd_vae": name})
         live, said = self.backend.api.api_status()["vae"], [message.text for message in self.backend.take_messages()]
-        self.backend.change({"sd_vae": "Automatic"})
+        self.backend.settings.change({"sd_vae": "Automatic"})
         return live, said
 
     def files_read(self):
         """How many files are read when two VAEs that were in use before are chosen in turns."""
         names = ("demo_vivid.safetensors", "wrong.safetensors")
         for name in names:
-            self.backend.change({"sd_vae": name})
-        library = self.backend._library
+            self.backend.settings.change({"sd_vae": name})
+        library = self.backend.vaes.library
         with patch.object(library, "load", side_effect=library.load) as load:
             for name in names:
-                self.backend.change({"sd_vae": name})
-        self.backend.change({"sd_vae": "Automatic"})
+                self.backend.settings.change({"sd_vae": name})
+        self.backend.settings.change({"sd_vae": "Automatic"})
         return load.call_count
 
     def previewed(self):
@@ -609,7 +610,7 @@ class AppJobs:
                 is_shown.wait(LONGEST_PREVIEW)  # which is made in another thread
 
         with patch.object(Previews, "offer", autospec=True, side_effect=real) as offer:
-            self.backend._host.img2img(self.job(steps=6, denoising_strength=1), on_progress)
+            self.backend.maker.img2img(self.job(steps=6, denoising_strength=1), on_progress)
         return offer.call_count, seen
 
     def saved(self):
@@ -617,8 +618,8 @@ class AppJobs:
         from sd_vae_kit.pictures.picture_file import read_infotext
 
         before = set(self.folder.rglob("*.png"))
-        self.backend.start("img2img", self.job())
-        for snapshot in self.backend.watch("img2img"):
+        self.backend.jobs.start("img2img", self.job())
+        for snapshot in self.backend.jobs.watch("img2img"):
             last = snapshot
         assert last.state == "done", last.message
         new = sorted(path for path in set(self.folder.rglob("*.png")) - before)
@@ -638,11 +639,11 @@ def test_jobs_of_the_stand_alone_app(key, app_jobs, seen_ways, seen_shares):
     }.get(key, app_jobs.made)
 
     def observed(key, values):
-        before = backend.values()
+        before = backend.settings.values()
         try:
-            backend.change(values)
+            backend.settings.change(values)
             return observe()
         finally:
-            backend.change({name: before[name] for name in values})
+            backend.settings.change({name: before[name] for name in values})
 
     assert_changes(observed, APP, key)

@@ -367,7 +367,7 @@ def test_a_choice_outlives_the_process(backend, tmp_path):
     backend.vaes.choose(VIVID)
     again = build_backend(backend.folders, tmp_path / "again")
     try:
-        assert again.top_bar().active == VIVID
+        assert again.vaes.top_bar().active == VIVID
     finally:
         again.close()
 
@@ -376,7 +376,7 @@ def test_a_choice_whose_file_is_gone_is_said_and_the_app_starts(backend, tmp_pat
     SettingsStore(backend.folders.data / "settings.json").update({"sd_vae": "gone.safetensors"})
     again = build_backend(backend.folders, tmp_path / "again")
     try:
-        assert again.top_bar().active == OWN_VAE
+        assert again.vaes.top_bar().active == OWN_VAE
         assert "gone.safetensors" in again.take_messages()[0].text
     finally:
         again.close()
