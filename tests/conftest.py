@@ -116,7 +116,7 @@ def script(webui):
 def messages(host):
     """Lines said to the user."""
     said = []
-    host.listeners.append(lambda message, level: said.append(message))
+    host.base.messages.listen(lambda message, level: said.append(message))
     return said
 
 

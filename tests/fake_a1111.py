@@ -477,8 +477,8 @@ def installed(fake: FakeA1111, monkeypatch: Any) -> Iterator[FakeA1111]:
     for name, module in fake.modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     yield fake
-    host = getattr(fake.shared, "vae_kit_host", None)
-    if host is not None:
-        host.remove()  # the classes of the fake's VAEs are those of this package
+    running = getattr(fake.shared, "vae_kit_running", None)
+    if running is not None:
+        running.host.remove()  # the classes of the fake's VAEs are those of this package
     for name in [n for n in sys.modules if n.startswith(("sd_vae_kit.hosts", "sd_vae_kit.webui"))]:
         del sys.modules[name]

@@ -41,7 +41,7 @@ class Patch:
 
 
 class Patches:
-    """All patches of one adapter."""
+    """All patches of one host."""
 
     def __init__(self) -> None:
         self._patches: list[Patch] = []
@@ -65,6 +65,15 @@ class Patches:
             patch.replacement = _replacement(patch, make(original))
             setattr(owner, name, patch.replacement)
             self._patches.append(patch)
+
+    def wrap(self, owner: object, name: str, method: Function) -> None:
+        """Replace a function by `method`, which takes the original first; one that is replaced by us stays.
+
+        Raises:
+            AttributeError: The host has no such attribute; nothing changed.
+        """
+        if not self.is_applied(owner, name):
+            self.replace(owner, name, lambda original: functools.partial(method, original))
 
     def _take_back(self, owner: object, name: str) -> None:
         """Undo what is left of an earlier patch: our own, also below a foreign wrapper, or a lost object's on top."""

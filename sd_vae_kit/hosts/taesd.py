@@ -1,6 +1,6 @@
 """TAESD in A1111-style web UIs: `modules.sd_vae_taesd` hands out our networks, of the right family, from checked files.
 
-The program's own functions take the file by the checkpoint's flags alone, download it unverified where it is missing,
+The web UI's own functions take the file by the checkpoint's flags alone, download it unverified where it is missing,
 raise where there is no network, and build four channels for some models that have sixteen.  Where a file is missing
 here, the VAE itself does the work, and one line says so.  Written against A1111 1.10.1 and Forge f2.0.1.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from modules import devices, shared
@@ -25,15 +25,13 @@ from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae
 from sd_vae_kit.errors import SettingError, VaeKitError, VaeNotFoundError
+from sd_vae_kit.hosts.base import HostBase
+from sd_vae_kit.hosts.parts import LoadedModels
+from sd_vae_kit.hosts.wiring import CallParts
 from sd_vae_kit.settings.sections import FULL, TAESD
+from sd_vae_kit.vaes.family_finder import FamilyFinder
 from sd_vae_kit.vaes.library import Library
-from sd_vae_kit.vaes.model_folders import Folder
 from sd_vae_kit.vaes.tiny import TinyVaes
-
-if TYPE_CHECKING:
-    from sd_vae_kit.hosts.base import WebuiHost
-
-Replace = Callable[[object, str, Any], None]
 
 # option, infotext key, half
 METHODS: tuple[tuple[str, str, Half], ...] = (
@@ -63,7 +61,7 @@ class TinyCoder:
 
         Raises:
             NoMemoryError: Memory is short even so.
-        NanError: The latent or the picture is not finite, or no allowed precision is enough.
+            NanError: The latent or the picture is not finite, or no allowed precision is enough.
         """
         vae = self._vaes.load(self._family, self._half, x.device, x.dtype)
         if self._half == "encoder":
@@ -81,49 +79,57 @@ class HostTaesd:
     """The TAESD files of one web UI and the functions that use them.
 
     Args:
-        host: The adapter.
-        folder: models/VAE-taesd.
-        cache_file: What was learnt about its files.
+        base: What the host's parts share.
+        loaded: The models.
+        calls: The parts that run encoders and decoders.
+        finder: Tells families apart.
+        library: The files in models/VAE-taesd.
     """
 
-    def __init__(self, host: WebuiHost, folder: Path, cache_file: Path) -> None:
-        assert host.guard is not None
-        self._host = host
-        self.library = Library([Folder(folder)], cache_file)
-        self.vaes = TinyVaes(
-            [self.library, host.library],
-            host.guard.finder,
-            lambda: host.settings.guard,
-            runner=Runner(host.precision_fixes),
-        )
+    def __init__(
+        self, base: HostBase, loaded: LoadedModels, calls: CallParts, finder: FamilyFinder, library: Library
+    ) -> None:
+        self.library = library
+        self.request_now = calls.settings.request_now
+        self._patches = base.patches
+        self._options = base.options
+        self._messages = base.messages
+        self._loaded = loaded
+        libraries, runner = [library, base.library], Runner(calls.runner.fixes)
+        self.vaes = TinyVaes(libraries, finder, lambda: base.options.settings.guard, runner=runner)
         self._without: set[Half] = set()  # halves that the VAE itself did in the running job
 
-    def install(self, replace: Replace) -> None:
+    def install(self) -> None:
         """Put the patches in place."""
-        from modules import sd_vae_approx, sd_vae_taesd
+        features, wrap = self._options.features, self._patches.wrap
+        if features.has("taesd"):
+            from modules import sd_vae_taesd
 
-        self.library.refresh()
-        replace(sd_vae_taesd, "decoder_model", self._decoder_model)
-        replace(sd_vae_taesd, "encoder_model", self._encoder_model)
-        replace(sd_vae_taesd, "download_model", self._download_taesd)
-        replace(sd_vae_approx, "download_model", self._download_approximation)
+            self.library.refresh()
+            wrap(sd_vae_taesd, "decoder_model", self._decoder_model)
+            wrap(sd_vae_taesd, "encoder_model", self._encoder_model)
+            wrap(sd_vae_taesd, "download_model", self._download_taesd)
+        if features.has("approximation"):
+            from modules import sd_vae_approx
 
-    # -- what the program asks for -----------------------------------------------------------------------------------
+            wrap(sd_vae_approx, "download_model", self._download_approximation)
+
+    # -- what the web UI asks for -----------------------------------------------------------------------------------
 
     def _decoder_model(self, original: Callable[[], Any]) -> Any:
-        return self._network("decoder") if self._host.repairs.taesd else original()
+        return self._network("decoder") if self._options.repairs.taesd else original()
 
     def _encoder_model(self, original: Callable[[], Any]) -> Any:
-        return self._network("encoder") if self._host.repairs.taesd else original()
+        return self._network("encoder") if self._options.repairs.taesd else original()
 
     def _network(self, half: Half) -> Callable[[Tensor], Tensor]:
         family = self.family()
         if self.has(family, half):
-            return TinyCoder(self.vaes, family, half, self._host.run_request())
+            return TinyCoder(self.vaes, family, half, self.request_now())
         if half == "decoder" and shared.state.interrupted:
             return functools.partial(sketch, family)  # the user has no patience for a whole decode
         self._without.add(half)
-        self._host.notify_once(f"{self.vaes.missing(family, half)} The VAE itself is used.", "warning")
+        self._messages.notify_once(f"{self.vaes.missing(family, half)} The VAE itself is used.", "warning")
         return decode_fully if half == "decoder" else encode_fully
 
     def has(self, family: str, half: Half) -> bool:
@@ -134,32 +140,33 @@ class HostTaesd:
 
     def family(self) -> str:
         """Name of the latent space of the model in use; "" while there is none."""
-        checkpoint = self._host.checkpoint_of(self._host.model) if self._host.model is not None else None
+        model = self._loaded.current
+        checkpoint = self._loaded.checkpoint_of(model) if model is not None else None
         return checkpoint.latent_format.name if checkpoint else ""
 
     def _download_taesd(self, original: Callable[..., Any], path: str, url: str) -> Any:
         """Others may call it; with downloads forbidden nothing is contacted, and they find the file missing."""
-        return None if self._host.settings.download.offline else original(path, url)
+        return None if self._options.settings.download.offline else original(path, url)
 
     def _download_approximation(self, original: Callable[..., Any], path: str, url: str) -> Any:
         """Approx NN of SDXL and SD 3 is fetched while a job runs, and the job fails where there is no network."""
-        if not self._host.repairs.previews or Path(path).exists():
+        if not self._options.repairs.previews or Path(path).exists():
             return original(path, url)
         raise VaeNotFoundError(f"{Path(path).name} for the preview Approx NN is not there; choose TAESD.")
 
     # -- a job -------------------------------------------------------------------------------------------------------
 
-    def begin(self, p: Any) -> None:
-        """Before a job: methods that do not exist are refused, and the infotext says which will be used.
+    def begin_job(self, p: Any) -> None:
+        """Refuse methods that do not exist, before a job, and let its infotext say which will be used.
 
-        The program itself writes "VAE Decoder" after decoding, and not at all for hires fix (processing.py:1001).
+        The web UI itself writes "VAE Decoder" after decoding, and not at all for hires fix (processing.py:1001).
 
         Raises:
-            SettingError: A method that is neither Full nor TAESD, which the program would take for something else.
+            SettingError: A method that is neither Full nor TAESD, which the web UI would take for something else.
         """
         self._without.clear()
         self.library.refresh()
-        if not self._host.repairs.taesd:
+        if not self._options.repairs.taesd:
             return
         for option, _, _ in METHODS:
             method = getattr(shared.opts, option, FULL)
@@ -168,9 +175,9 @@ class HostTaesd:
         if shared.opts.sd_vae_decode_method == TAESD and self.has(self.family(), "decoder"):
             p.extra_generation_params["VAE Decoder"] = TAESD
 
-    def settle(self, p: Any) -> None:
-        """After decoding, before the infotext is written: it must not name a TAESD that was not there."""
-        if not self._host.repairs.taesd:
+    def correct_infotext(self, p: Any) -> None:
+        """Take out a TAESD that was not there; called after decoding, before the infotext is written."""
+        if not self._options.repairs.taesd:
             return
         for option, key, half in METHODS:
             if half in self._without:
@@ -178,19 +185,21 @@ class HostTaesd:
             elif half == "decoder" and getattr(shared.opts, option, FULL) == TAESD:
                 p.extra_generation_params[key] = TAESD
 
-    def end(self) -> None:
-        """After a job: give the networks' memory back."""
+    def end_job(self) -> None:
+        """Give the networks' memory back."""
         self.vaes.release()
 
-    def approximation(self) -> Any:
-        """The program's network for Approx NN; None where its file is missing."""
+    def has_approximation(self) -> bool:
+        """Whether the web UI has its network for Approx NN; True where nothing can be said of it."""
+        if not self._options.features.has("approximation"):
+            return True
         from modules import sd_vae_approx
 
         try:
-            return sd_vae_approx.model()
+            return sd_vae_approx.model() is not None
         except VaeKitError as error:
-            self._host.notify_once(f"{error} The linear preview is shown.", "warning")
-            return None
+            self._messages.notify_once(f"{error} The linear preview is shown.", "warning")
+            return False
 
 
 def sketch(family: str, latent: Tensor) -> Tensor:
@@ -204,7 +213,7 @@ def sketch(family: str, latent: Tensor) -> Tensor:
 
 
 def decode_fully(latent: Tensor) -> Tensor:
-    """As the program decodes with Full, but to RGB in [0, 1]."""
+    """As the web UI decodes with Full, but to RGB in [0, 1]."""
     model = shared.sd_model
     dtype = getattr(getattr(model, "first_stage_model", None), "dtype", None)
     with torch.no_grad(), devices.without_autocast():
@@ -213,7 +222,7 @@ def decode_fully(latent: Tensor) -> Tensor:
 
 
 def encode_fully(rgb: Tensor) -> Tensor:
-    """As the program encodes with Full, from RGB in [0, 1]."""
+    """As the web UI encodes with Full, from RGB in [0, 1]."""
     from modules import sd_samplers_common
 
     latent: Tensor = sd_samplers_common.images_tensor_to_samples(rgb, 0)

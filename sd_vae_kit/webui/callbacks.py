@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 from modules import script_callbacks
 
-from sd_vae_kit.webui import http, messages, missing_vae, options_page, vae_page, xyz_axes
-from sd_vae_kit.webui.running import running, start
+from sd_vae_kit.webui import http, missing_vae, options_page, vae_page, xyz_axes
+from sd_vae_kit.webui.running import catalogue_service, running, start
 
 
 def register() -> None:
@@ -16,7 +16,6 @@ def register() -> None:
     host = start()
     if host is None:
         return
-    messages.connect(host)
     script_callbacks.on_script_unloaded(undo_patches)
     script_callbacks.on_before_ui(add_axes)
     script_callbacks.on_ui_settings(add_settings)
@@ -30,7 +29,7 @@ def undo_patches() -> None:
     """Put back every attribute this extension replaced on a host object."""
     host = running()
     if host is not None:
-        host.end_job()
+        host.jobs.end()
         host.remove()
 
 
@@ -45,15 +44,15 @@ def add_settings() -> None:
     """Add the settings page, and on the very first start the dropdown in the top bar."""
     host = running()
     if host is not None:
-        host.install_page()
-        host.declare_sd_vae(gr.Dropdown)
+        host.page.install()
+        host.page.declare_sd_vae(gr.Dropdown)
         options_page.add(host)
 
 
 def add_tab() -> list[tuple[Any, str, str]]:
     """Add the tab with known VAEs, downloads and rules."""
-    host = running()
-    return vae_page.build(host) if host is not None else []
+    service = catalogue_service()
+    return vae_page.build(service) if service is not None else []
 
 
 def add_axes() -> None:

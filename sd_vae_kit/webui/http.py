@@ -9,7 +9,7 @@ from fastapi import Depends, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
-from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.hosts.protocol import WebuiHost
 from sd_vae_kit.web.api import PREFIX, make_router
 
 
@@ -18,9 +18,9 @@ def add(host: WebuiHost, app: Any) -> None:
     wanted = getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False)
     if wanted and not any(getattr(route, "path", "").startswith(PREFIX) for route in app.routes):
         guards = _guards(getattr(shared.cmd_opts, "api_auth", None))
-        app.include_router(make_router(host, guards))
+        app.include_router(make_router(host.api, guards))
         present = {getattr(route, "path", "") for route in app.routes}
-        for path, endpoint in host.own_routes().items():
+        for path, endpoint in host.page.own_routes().items():
             if path not in present:
                 app.add_api_route(path, endpoint, methods=["GET"], dependencies=guards)
 

@@ -10,7 +10,7 @@ import gradio as gr
 from fastapi import HTTPException
 
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.hosts.messages import Outlet
 from sd_vae_kit.vaes.host_protocol import Level
 
 LOGGER = logging.getLogger("vae_kit")
@@ -26,12 +26,10 @@ class Refusal(HTTPException):
         return str(self.detail)
 
 
-def connect(host: WebuiHost) -> None:
-    """Show the adapter's messages."""
+def outlet() -> Outlet:
+    """Where a host's lines go."""
     _log_to_console()
-    host.listeners[:] = [show]
-    host.refusal = Refusal
-    host.page_notice = show_on_page
+    return Outlet(show, show_on_page, Refusal)
 
 
 def show(message: str, level: Level) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.hosts.protocol import WebuiHost
 from sd_vae_kit.settings.sections import AUTOMATIC, NONE
 from sd_vae_kit.ui.markup import marked
 from sd_vae_kit.vaes.entry import Entry
-from sd_vae_kit.webui.vae_page import service_of
+from sd_vae_kit.webui.running import catalogue_service
 from sd_vae_kit.wording import Sentence
 
 NAMES = ("VAE", "SD VAE")
@@ -71,12 +71,13 @@ def message(host: WebuiHost, parameters: Mapping[str, str]) -> str:
 
     Nothing is read for it: a file whose hash was never worked out is looked for by its name only.
     """
-    service, wanted = service_of(host), PastedVae.of(parameters)
+    service, wanted = catalogue_service(), PastedVae.of(parameters)
     problem = wanted.problem(host.library.entries) if service is not None and wanted.is_file else None
     if service is None or problem is None:
         return ""
     entry, hint = service.gallery.missing(wanted.digits)
-    host.page_notice(f"{wanted.shown_name} of that text is not here. {hint}".strip())  # the panel may be closed
+    # the panel may be closed
+    host.base.messages.notice(f"{wanted.shown_name} of that text is not here. {hint}".strip())
     digits = f"<code>{escape(wanted.digits)}</code>" if wanted.digits else ""
     link = f'<a href="#" data-vae-kit-entry="{escape(entry)}">Install it</a>' if entry else ""
     parts = (f"<b>{escape(wanted.shown_name)}</b>", digits, marked(problem), marked(hint), link)

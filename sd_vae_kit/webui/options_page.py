@@ -10,7 +10,7 @@ import gradio as gr
 from modules import shared
 
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.hosts.protocol import WebuiHost
 from sd_vae_kit.settings.repairs import REPAIR_SPECS
 from sd_vae_kit.settings.sections import SPECS
 from sd_vae_kit.settings.spec import Spec
@@ -33,13 +33,14 @@ def page_specs() -> Iterator[Spec]:
 
 def add(host: WebuiHost) -> None:
     """Add all options; safe to call again on Reload UI."""
+    features = host.base.options.features
     for spec in page_specs():
-        is_useless = spec.section == "repairs" and spec.name in host.faultless
-        is_useless |= spec.section == "preview" and "previews" in host.faultless
+        is_useless = spec.section == "repairs" and not features.has(spec.name)
+        is_useless |= spec.section == "preview" and not features.has("previews")
         if not is_useless:
             shared.opts.add_option(spec.key, option_info(spec, host))
             keep_identifier(spec)
-    host.keep_leaks(host.core_options)
+    host.base.options.save_defaults_of(host.page.core_options)
     if not shared.opts.data.get(FIRST_START_DONE):
         _first_start(host)
 
@@ -87,7 +88,7 @@ def _component(spec: Spec, host: WebuiHost) -> tuple[Any, Any]:
         "number": (gr.Number, {"precision": 0} if isinstance(spec.default, int) else None),
         "choice": (gr.Radio, {"choices": spec.labelled_choices}),
         "text": (gr.Textbox, None),
-        "vae": (gr.Dropdown, lambda: {"choices": host.choices()}),
+        "vae": (gr.Dropdown, lambda: {"choices": host.names.choices()}),
     }[spec.control]
 
 
@@ -99,9 +100,9 @@ def _first_start(host: WebuiHost) -> None:
     """
     data = shared.opts.data
     data[FIRST_START_DONE] = True
-    quick = list(getattr(shared.opts, host.quicksettings_key, []))
+    quick = list(getattr(shared.opts, host.page.quicksettings_key, []))
     if "sd_vae" not in quick:
-        data[host.quicksettings_key] = [*quick, "sd_vae"]
+        data[host.page.quicksettings_key] = [*quick, "sd_vae"]
     cache = "sd_vae_checkpoint_cache"
     if cache in shared.opts.data_labels and data.get(cache, 0) == shared.opts.data_labels[cache].default:
         data[cache] = CACHED_VAES

@@ -10,7 +10,8 @@ from typing import Any
 import gradio as gr
 
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.hosts.base import VaeStatus, WebuiHost
+from sd_vae_kit.hosts.protocol import WebuiHost
+from sd_vae_kit.hosts.status import VaeStatus
 from sd_vae_kit.settings.job import JOB_SPECS
 from sd_vae_kit.settings.sections import NONE
 from sd_vae_kit.settings.spec import Spec, Value
@@ -45,7 +46,7 @@ def build(tab: str, host: WebuiHost) -> Panel:
         active = gr.HTML(sentence(host), elem_id=f"vae_kit_{tab}_active", elem_classes=["vae-kit"])
         missing = gr.HTML("", elem_id=f"vae_kit_{tab}_missing", elem_classes=["vae-kit"])
         with gr.Row(elem_classes=["vae-kit-row"]):
-            has_hires = tab == "txt2img" and host.sees_passes
+            has_hires = tab == "txt2img" and host.page.sees_passes
             # img2img has the same arguments, so that those after the hires VAE have one place
             vaes = [spec for spec in JOB_SPECS if spec.control == "vae"]
             controls = [_dropdown(tab, spec, host, has_hires or spec.name != "hires_vae") for spec in vaes]
@@ -53,13 +54,13 @@ def build(tab: str, host: WebuiHost) -> Panel:
             refresh = gr.Button(
                 "\U0001f504", elem_id=f"vae_kit_{tab}_refresh", elem_classes=["tool", "vae-kit-refresh"]
             )
-            listed = gr.State(host.choices())
+            listed = gr.State(host.names.choices())
 
     tiling = tiling_panel.build(tab, host, refresh)
 
     def look_again(before: list[str]) -> list[Any]:
         """An update that changes nothing leaves a dropdown alone that the user has just opened."""
-        names = host.choices()
+        names = host.names.choices()
         update = gr.update(choices=names) if names != before else gr.update()
         return [sentence(host), names, *(update for _ in controls)]
 
@@ -72,7 +73,7 @@ def build(tab: str, host: WebuiHost) -> Panel:
 
 def _dropdown(tab: str, spec: Spec, host: WebuiHost, visible: bool) -> Any:
     return gr.Dropdown(
-        host.choices(),
+        host.names.choices(),
         value=spec.default,
         label=spec.label,
         info=spec.help,
@@ -95,7 +96,7 @@ def paster(spec: Spec) -> Callable[[dict[str, str]], Value]:
 
 def sentence(host: WebuiHost) -> str:
     """The live sentence as HTML."""
-    return sentence_of(host.status())
+    return sentence_of(host.report.status())
 
 
 def sentence_of(status: VaeStatus) -> str:

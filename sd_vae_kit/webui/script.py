@@ -7,6 +7,7 @@ from typing import Any
 from modules import scripts
 
 from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.hosts.protocol import WebuiHost
 from sd_vae_kit.settings.job import JobChoices, job_from
 from sd_vae_kit.vaes.rules import Run
 from sd_vae_kit.webui import panel
@@ -17,7 +18,7 @@ XYZ_VALUES = "_vae_kit_xyz"  # attribute of the job that XYZ axes write into
 
 
 class VaeKitScript(scripts.Script):
-    """Reads the panel's values and hands them to the adapter; holds no state between a job's hooks.
+    """Reads the panel's values and hands them to the host; holds no state between a job's hooks.
 
     A VAE that was chosen for the job and cannot be used stops the job: a picture by another VAE than the one asked for
     would look like success.
@@ -56,20 +57,20 @@ class VaeKitScript(scripts.Script):
         """Before the host stores the options it will restore: make it store all of them."""
         host = running()
         if host is not None:
-            host.keep_leaks(p.override_settings or {})
+            host.base.options.save_defaults_of(p.override_settings or {})
 
     def process(self, p: Any, *values: object) -> None:
         """The host encodes an img2img picture after this hook."""
         choice = self._begin(p, values, "img2img encode" if getattr(self, "is_img2img", False) else "picture")
         if choice is not None:
             p.extra_generation_params.update(choice.infotext())
-            self._begin_types(p)
+            self._check_methods(p)
 
     def postprocess_batch(self, p: Any, *values: object, **_: object) -> None:
         """After decoding, before the infotext is written."""
         host = running()
-        if host is not None:
-            host.settle_types(p)
+        if host is not None and host.taesd is not None:
+            host.taesd.correct_infotext(p)
 
     def before_process_batch(self, p: Any, *values: object, **_: object) -> None:
         self._begin(p, values, "picture")
@@ -80,17 +81,17 @@ class VaeKitScript(scripts.Script):
     def postprocess(self, p: Any, processed: object, *values: object) -> None:
         host = running()
         if host is not None:
-            host.end_job()
+            host.jobs.end()
 
-    def _begin_types(self, p: Any) -> None:
+    def _check_methods(self, p: Any) -> None:
+        """Refuse a job whose options name ways of encoding and decoding that do not exist."""
         host = running()
+        if host is None or host.taesd is None:
+            return
         try:
-            if host is not None:
-                host.begin_types(p)
+            host.taesd.begin_job(p)
         except VaeKitError as error:
-            if host is not None:
-                host.notify(str(error), "error")
-                stop(p, host.refusal(error))
+            refuse(p, host, error)
 
     def _begin(self, p: Any, values: tuple[object, ...], run: Run) -> JobChoices | None:
         """Make the pass's VAE live; None where nothing was done, because it cannot be or the extension is off."""
@@ -98,16 +99,21 @@ class VaeKitScript(scripts.Script):
         if host is None:
             return None
         try:
-            choice = job_from(values, getattr(p, XYZ_VALUES, None)).with_names(host.full_name)
-            host.calls.job_tiling = choice.tiling
-            host.begin_pass(choice.vaes.for_hires if run == "hires" else choice.vaes.vae, run)
+            choice = job_from(values, getattr(p, XYZ_VALUES, None)).with_names(host.names.full_name)
+            host.interceptor.settings.choose(choice.tiling)
+            host.jobs.begin_pass(choice.vaes.for_hires if run == "hires" else choice.vaes.vae, run)
         except VaeKitError as error:
-            host.notify(str(error), "error")
-            stop(p, host.refusal(error))
+            refuse(p, host, error)
             return None
         if run != "hires":  # a picture's parameters name the VAE of its first pass; the host took it before any hook
-            host.name_vae_in(p)
+            host.infotext.write(p)
         return choice
+
+
+def refuse(p: Any, host: WebuiHost, error: VaeKitError) -> None:
+    """Say why a job cannot be done, and let it fail."""
+    host.base.messages.notify(str(error), "error")
+    stop(p, host.base.messages.refused(error))
 
 
 def stop(p: Any, error: Exception) -> None:

@@ -34,9 +34,9 @@ class TiledVaeScript(scripts.Script):
         if host is None:
             return
         try:
-            host.calls.tile_sizes = tile_sizes(arguments)
+            host.interceptor.settings.choose_tile_sizes(tile_sizes(arguments))
         except VaeKitError as error:
-            host.notify(str(error), "error")
+            host.base.messages.notify(str(error), "error")
 
 
 def is_installed() -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from sd_vae_kit.errors import SettingError
-from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.hosts.protocol import WebuiHost
 from sd_vae_kit.settings.job import TILING_SPECS, job_from
 from sd_vae_kit.settings.spec import Spec, Value
 from sd_vae_kit.ui import gradio_compat
@@ -62,7 +62,7 @@ class TilingPanel:
             job = job_from([{name: given[name] for name in NAMES}]).tiling
         except (SettingError, TypeError, ValueError):  # a field is empty while somebody types
             return ""
-        return html_of(self.host.calls.forecast(size, job))
+        return html_of(self.host.forecasts.forecast(size, job))
 
 
 def build(tab: str, host: WebuiHost, refresh: Any) -> TilingPanel:

@@ -8,7 +8,7 @@ from typing import Any
 from modules import scripts
 
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.hosts.base import WebuiHost
+from sd_vae_kit.hosts.protocol import WebuiHost
 from sd_vae_kit.settings.job import JOB_SPECS
 from sd_vae_kit.settings.spec import Spec
 from sd_vae_kit.webui.script import XYZ_VALUES
@@ -37,7 +37,7 @@ def add(host: WebuiHost) -> None:
 
 def _choices(host: WebuiHost, spec: Spec) -> Callable[[], list[str]] | None:
     if spec.control == "vae":
-        return host.choices
+        return host.names.choices
     return (lambda: list(spec.identifiers)) if spec.choices else None
 
 
@@ -54,7 +54,7 @@ def _checker(host: WebuiHost, spec: Spec) -> Callable[[Any, Sequence[str]], None
         for value in values:
             try:
                 if spec.control == "vae":
-                    host.full_name(value)
+                    host.names.full_name(value)
                 else:
                     spec.check_text(value)
             except VaeKitError as error:

@@ -14,7 +14,7 @@ OTHERS = ["plain.safetensors", "other.safetensors", "one/same.safetensors", "two
 @pytest.fixture
 def messages(host):
     said = []
-    host.listeners.append(lambda message, level: said.append((level, message)))
+    host.base.messages.listen(lambda message, level: said.append((level, message)))
     return said
 
 
@@ -170,12 +170,12 @@ def test_a_bad_setting_does_not_keep_a_checkpoint_from_loading(started, bad):
     from sd_vae_kit.webui.running import running
 
     said = []
-    running().listeners.append(lambda message, level: said.append(message))
+    running().base.messages.listen(lambda message, level: said.append(message))
     started.shared.opts.data["sd_vae"] = bad
     started.load_model()
     assert started.sd_vae.get_loaded_vae_name() is None
     assert any(bad.split(".")[0] in message for message in said)
-    assert "instead" in running().status().reason or "own" in running().status().reason
+    assert "instead" in running().report.status().reason or "own" in running().report.status().reason
 
 
 def test_with_a_bad_setting_an_override_works_and_its_end_does_not_fail(started, script_of):
@@ -252,7 +252,7 @@ def test_a_vae_nobody_knows_is_left_to_the_host(started):
     from sd_vae_kit.webui.running import running
 
     said = []
-    running().listeners.append(lambda message, level: said.append(message))
+    running().base.messages.listen(lambda message, level: said.append(message))
     model = started.load_model()
     model.first_stage_model = nn.Sequential(nn.Conv3d(3, 4, 1))
     calls = []
@@ -336,10 +336,10 @@ def test_a_job_without_a_choice_is_as_without_us(webui, script):
 
 def test_the_hires_pass_and_every_batch_have_theirs(webui, script, host):
     used = []
-    webui.shared.sd_model.decode_first_stage = lambda latent: used.append(host.job_vae)
+    webui.shared.sd_model.decode_first_stage = lambda latent: used.append(host.jobs.vae)
     webui.generate(script, "plain", "other", hires=True, n_iter=2)
     assert used == ["other.safetensors", "other.safetensors"]
-    assert host.job_vae is None
+    assert host.jobs.vae is None
 
 
 @pytest.mark.parametrize("bad", ["wide.safetensors", "cut.safetensors", "nowhere", {"vea": "plain"}])
@@ -363,17 +363,17 @@ def test_a_job_that_fails_gives_the_setting_back(webui, script):
 
 
 def test_a_job_inside_a_job_gives_the_outers_choice_back(webui, script, host):
-    host.use_for_job("plain.safetensors")
-    with host.job():
-        host.use_for_job("other.safetensors")
-    assert host.job_vae == "plain.safetensors"
+    host.jobs.use("plain.safetensors")
+    with host.jobs.job():
+        host.jobs.use("other.safetensors")
+    assert host.jobs.vae == "plain.safetensors"
     assert webui.sd_vae.get_loaded_vae_name() == "plain.safetensors"
-    host.end_job()
+    host.jobs.end()
     assert webui.sd_vae.get_loaded_vae_name() is None
 
 
 def test_the_refiner_gets_the_jobs_vae_too(webui, host):
-    host.use_for_job("plain.safetensors")
+    host.jobs.use("plain.safetensors")
     webui.load_model("refiner", seed=300)
     assert webui.sd_vae.get_loaded_vae_name() == "plain.safetensors"
 
@@ -429,12 +429,13 @@ def test_the_gate_lets_a_thread_in_again_and_keeps_others_out():
 
 def test_the_host_is_recognised_by_what_it_has(fake, monkeypatch):
     from sd_vae_kit.hosts import detect_host
+    from sd_vae_kit.webui.messages import outlet
 
-    assert type(detect_host()).__name__ == "A1111Host"
+    assert detect_host(outlet()).name == "A1111"
     monkeypatch.delitem(sys.modules, "modules.lowvram")  # Forge Classic has none
-    assert type(detect_host()).__name__ == "A1111Host"
+    assert detect_host(outlet()).name == "A1111"
     monkeypatch.delitem(sys.modules, "modules.sd_hijack")
-    assert detect_host() is None
+    assert detect_host(outlet()) is None
 
 
 # --- the user's rules and the guard ----------------------------------------------------------------------------------
@@ -442,7 +443,7 @@ def test_the_host_is_recognised_by_what_it_has(fake, monkeypatch):
 
 def test_the_users_rules_choose_per_pass(webui, host, script):
     rules = [{"vae": "plain", "pass": "img2img encode"}, {"vae": "other", "pass": "hires"}]
-    host.rules.save(json.dumps({"version": 1, "rules": rules}))
+    host.files.rules.save(json.dumps({"version": 1, "rules": rules}))
     used = []
     model = webui.shared.sd_model
     model.decode_first_stage = lambda latent: used.append(webui.sd_vae.get_loaded_vae_name())
@@ -470,23 +471,23 @@ def test_a_vae_of_another_family_is_refused_where_the_user_wants_it_so(webui, ho
     assert "SDXL" in messages[-1][1]
     webui.shared.opts.data["vae_kit_guard_wrong_family"] = "warn"
     assert choose(webui, "xl.safetensors")
-    assert "SDXL" in " ".join(host.status().warnings)
+    assert "SDXL" in " ".join(host.report.status().warnings)
 
 
 def test_a_checkpoint_without_vae_weights_says_so_and_offers_some(started):
     from sd_vae_kit.webui.running import running
 
     host, said = running(), []
-    host.listeners.append(lambda message, level: said.append((level, message)))
+    host.base.messages.listen(lambda message, level: said.append((level, message)))
     model = started.load_model()
     for parameter in model.first_stage_model.parameters():
         parameter.data.zero_()
-    assert "holds no VAE" in host.status().warnings[0]
-    assert "choose cut.safetensors" not in host.status().warnings[0], "only files that can be used are offered"
+    assert "holds no VAE" in host.report.status().warnings[0]
+    assert "choose cut.safetensors" not in host.report.status().warnings[0], "only files that can be used are offered"
     choose(started, "plain.safetensors")
-    assert not any("holds no VAE" in warning for warning in host.status().warnings)
+    assert not any("holds no VAE" in warning for warning in host.report.status().warnings)
     choose(started, "None")
-    assert "holds no VAE" in host.status().warnings[0]
+    assert "holds no VAE" in host.report.status().warnings[0]
 
 
 def test_while_the_host_loads_a_checkpoint_it_may_have_taken_load_state_dict(started, monkeypatch):

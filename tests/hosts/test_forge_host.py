@@ -8,6 +8,7 @@ import pytest
 import torch
 from fake_a1111 import Runner, installed
 from fake_forge import FakeForge, FakeNeo, HiresJob
+from fastapi import HTTPException
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_the_settings_page_saves_the_choice_that_the_program_passes_over(webui, 
 
 
 def test_a1111_s_list_of_vaes_is_served(host):
-    (endpoint,) = host.own_routes().values()
+    (endpoint,) = host.page.own_routes().values()
     assert {"model_name", "filename"} == set(endpoint()[0])
 
 
@@ -111,9 +112,9 @@ def test_a_name_that_cannot_be_used_is_refused_and_changes_nothing(webui, script
 
 
 def test_the_api_answers_a_refused_option_with_an_error(webui, host, own):
-    host.refusal = lambda error: KeyError(str(error))
-    with pytest.raises(KeyError, match="stays at"):
+    with pytest.raises(HTTPException, match="stays at") as caught:
         webui.sysinfo.set_config({"sd_vae": "wide.safetensors"})
+    assert caught.value.status_code == 422
     assert webui.shared.opts.sd_vae == "Automatic"
 
 
@@ -123,7 +124,7 @@ def test_a_vae_nobody_knows_is_left_to_the_program_and_said_once(webui, script, 
     for _ in range(2):
         made(webui, script)
     assert sum("leaves the VAE of this model to the web UI" in message for message in messages) == 1
-    assert "looks after" in host.status().reason
+    assert "looks after" in host.report.status().reason
 
 
 def test_a_dropped_model_is_let_go(webui, script, own):
@@ -138,11 +139,11 @@ def test_a_dropped_model_is_let_go(webui, script, own):
 def test_families_are_told_by_the_numbers_the_program_scales_with(webui, script, host):
     webui.factors = (0.13025, 0.0)
     made(webui, script)
-    assert host.status().family == "SDXL"
+    assert host.report.status().family == "SDXL"
     webui.factors = (7.0, 0.0)
     webui.select("another")
     made(webui, script)
-    assert host.status().family == "an unknown family"
+    assert host.report.status().family == "an unknown family"
 
 
 # -- jobs -------------------------------------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ def test_a_module_is_the_model_s_own_vae(webui, script, host, own):
     expected = made(webui, script, **override("plain.safetensors"))
     webui.select(modules=("plain.safetensors",))
     assert torch.equal(made(webui, script), expected)
-    assert host.status().reason.startswith("Automatic: plain.safetensors is chosen under VAE / Text Encoder")
+    assert host.report.status().reason.startswith("Automatic: plain.safetensors is chosen under VAE / Text Encoder")
     assert not torch.equal(made(webui, script, **override("other.safetensors")), expected)
     assert torch.equal(made(webui, script, **override("None")), expected)
 
@@ -278,19 +279,19 @@ def test_a_module_is_the_model_s_own_vae(webui, script, host, own):
 def test_a_module_goes_before_a_file_beside_the_checkpoint(webui, script, host):
     webui.select("model2", modules=("plain.safetensors",))
     made(webui, script)
-    assert host.status().reason.startswith("Automatic: plain.safetensors is chosen")
+    assert host.report.status().reason.startswith("Automatic: plain.safetensors is chosen")
     webui.select("model2")
     made(webui, script)
-    assert host.status().name == "model2.vae.safetensors"
+    assert host.report.status().name == "model2.vae.safetensors"
 
 
 def test_a_card_s_list_of_modules_names_its_vae(webui, script, host):
     webui.cards["model"] = {"vae_te": ["clip_l.safetensors", "other.safetensors"]}
     made(webui, script)
-    assert host.status().name == "other.safetensors"
+    assert host.report.status().name == "other.safetensors"
     webui.cards["model"] = {"vae_te": ["clip_l.safetensors", "t5.safetensors"]}
     made(webui, script)
-    assert host.status().name == "None"
+    assert host.report.status().name == "None"
 
 
 # -- infotext ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fake_a1111 import FakeA1111
 from fake_previews import Network, add_previews, job
+from fastapi import HTTPException
 from vae_files import tiny_state, write
 
 from sd_vae_kit.core.networks.latent_format import FORMATS
@@ -38,7 +39,7 @@ def webui(webui):
 @pytest.fixture
 def messages(host):
     said = []
-    host.listeners.append(lambda message, level: said.append((level, message)))
+    host.base.messages.listen(lambda message, level: said.append((level, message)))
     return said
 
 
@@ -218,7 +219,7 @@ def test_a_preview_that_fails_stops_nothing(webui, host, monkeypatch, beside):
         step(webui, number, LATENT)
         polled(webui)
     assert host.previews._running.failure == "boom"
-    monkeypatch.setattr(type(host), "settings", property(fail))
+    monkeypatch.setattr(type(host.base.options), "settings", property(fail))
     host.previews._close()
     step(webui, 4, LATENT)  # not even our own setting up
 
@@ -277,7 +278,7 @@ def test_reload_ui_takes_the_patches_away_and_puts_them_back(webui, host):
     assert webui.sd_samplers_common.store_latent is not before
     assert webui.sd_samplers_common.store_latent.__name__ == "store_latent"
     callbacks.register()
-    assert host.patches.is_applied(webui.sd_samplers_common, "store_latent")
+    assert host.base.patches.is_applied(webui.sd_samplers_common, "store_latent")
 
 
 # --- missing files ---------------------------------------------------------------------------------------------------
@@ -301,7 +302,7 @@ def test_without_files_the_vae_itself_decodes_and_encodes_and_the_infotext_does_
     webui = without_files
     options(webui, sd_vae_decode_method="TAESD", sd_vae_encode_method="TAESD")
     p = job()
-    host.begin_types(p)
+    host.taesd.begin_job(p)
     assert p.extra_generation_params == {}
     rgb = torch.rand(1, 3, 16, 16)
     latent = webui.sd_samplers_common.images_tensor_to_samples(rgb)
@@ -309,7 +310,7 @@ def test_without_files_the_vae_itself_decodes_and_encodes_and_the_infotext_does_
     torch.testing.assert_close(latent, webui.sd_samplers_common.images_tensor_to_samples(rgb, 0))
     torch.testing.assert_close(image, webui.shared.sd_model.decode_first_stage(LATENT))
     p.extra_generation_params.update({"VAE Encoder": "TAESD", "VAE Decoder": "TAESD"})  # as the host writes them
-    host.settle_types(p)
+    host.taesd.correct_infotext(p)
     assert p.extra_generation_params == {}
     assert len(messages) == 2
     assert all(text.endswith("The VAE itself is used.") for _, text in messages)
@@ -337,7 +338,7 @@ def test_offline_the_hosts_own_downloads_contact_nobody(webui, tmp_path):
 def test_the_hosts_methods_use_our_networks(webui, host):
     options(webui, sd_vae_decode_method="TAESD", sd_vae_encode_method="TAESD")
     p = job()
-    host.begin_types(p)
+    host.taesd.begin_job(p)
     assert p.extra_generation_params == {"VAE Decoder": "TAESD"}, "before the first picture is saved, hires or not"
     rgb = torch.rand(1, 3, 48, 64)
     latent = webui.sd_samplers_common.images_tensor_to_samples(rgb)
@@ -345,14 +346,14 @@ def test_the_hosts_methods_use_our_networks(webui, host):
     image = webui.sd_samplers_common.decode_first_stage(webui.shared.sd_model, LATENT)
     torch.testing.assert_close(image, tiny(webui, "decoder").decode(LATENT))
     p.extra_generation_params.clear()
-    host.settle_types(p)
+    host.taesd.correct_infotext(p)
     assert p.extra_generation_params == {"VAE Decoder": "TAESD"}
 
 
 def test_full_writes_nothing(webui, host):
     p = job()
-    host.begin_types(p)
-    host.settle_types(p)
+    host.taesd.begin_job(p)
+    host.taesd.correct_infotext(p)
     assert p.extra_generation_params == {}
 
 
@@ -386,12 +387,12 @@ def test_a_method_that_does_not_exist_is_refused(webui, host, option):
     """The host decodes Approx NN to a quarter of the size, and writes any other word into the infotext."""
     options(webui, **{option: "Approx NN"})
     with pytest.raises(SettingError, match=f"{option} cannot be 'Approx NN'; choose Full or TAESD"):
-        host.begin_types(job())
+        host.taesd.begin_job(job())
 
 
 def test_a_refused_method_stops_the_job(webui, host):
     from sd_vae_kit.webui.script import VaeKitScript
 
     options(webui, sd_vae_decode_method="bogus")
-    with pytest.raises(host.refusal, match="bogus"):
+    with pytest.raises(HTTPException, match="bogus"):
         webui.generate(VaeKitScript())

@@ -40,7 +40,7 @@ def own(webui, script):
 
 
 def last(host):
-    return host.calls.runner.last.get("decoder")
+    return host.interceptor.runner.last.get("decoder")
 
 
 # --- which calls are ours --------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_a_job_in_bands_gives_the_programs_own_picture(webui, host, script, own)
 
 def test_the_next_pictures_whole_decode_takes_the_line_away_again(webui, host, script):
     job = Job(extra_generation_params={"VAE Kit tiling": "stream in 5 bands"})
-    with host.calls.job(job):
+    with host.interceptor.context.job(job):
         webui.decode()
     assert job.extra_generation_params == {}
 
@@ -71,7 +71,7 @@ def test_a_jobs_choice_ends_with_the_job_also_when_it_fails(webui, host, script)
 
     with pytest.raises(RuntimeError, match="the host failed"):
         webui.generate(script, *ALWAYS, fail=True)
-    assert host.calls.job_tiling == JobTiling()
+    assert host.interceptor.settings.job_tiling == JobTiling()
     webui.decode()
     assert last(host).plan == "whole"
 
@@ -81,7 +81,7 @@ def test_a_job_inside_a_job_gives_the_outers_choice_back(webui, host, script):
 
     def inner():
         webui.generate(script, "Automatic", "Automatic", "Off")
-        seen.append(host.calls.job_tiling.tiling)
+        seen.append(host.interceptor.settings.job_tiling.tiling)
 
     webui.generate(script, *ALWAYS, init=inner)
     assert seen == ["stream"]
@@ -96,7 +96,7 @@ def test_every_loaded_model_is_ours_and_nobody_elses(webui, host, own):
     first = webui.shared.sd_model
     second = webui.load_model("second", seed=7)
     stranger = randomised(AutoencoderKL(kl_config()))
-    calls = host.calls.runner.last
+    calls = host.interceptor.runner.last
     for model in (first, second):
         calls.clear()
         model.first_stage_model.decoder(torch.zeros(1, 4, 8, 8))
@@ -107,10 +107,10 @@ def test_every_loaded_model_is_ours_and_nobody_elses(webui, host, own):
 
 
 def test_a_call_that_trains_is_left_to_the_program(webui, host):
-    host.calls.runner.last.clear()
+    host.interceptor.runner.last.clear()
     z = torch.zeros(1, 4, 8, 8, requires_grad=True)
     assert webui.shared.sd_model.first_stage_model.decoder(z).requires_grad
-    assert not host.calls.runner.last
+    assert not host.interceptor.runner.last
 
 
 def test_after_unloading_the_classes_are_as_they_were(webui, host):
@@ -154,10 +154,10 @@ def test_another_tiler_on_top_is_stepped_aside_for_and_named_once(webui, host, s
 
     decoder.original_forward = decoder.forward
     decoder.forward = VAEHook()
-    host.calls.runner.last.clear()
+    host.interceptor.runner.last.clear()
     made = webui.generate(script, *ALWAYS).pictures[0]
     webui.generate(script, *ALWAYS)
-    assert not host.calls.runner.last, "also where the other calls what it found"
+    assert not host.interceptor.runner.last, "also where the other calls what it found"
     assert [m for m in messages if "tilevae.py" in m] == [
         "Another extension (tilevae.py) has taken over this model's VAE; VAE Kit's tiling steps aside."
     ]
@@ -180,7 +180,7 @@ def test_a_forward_left_behind_by_another_tiler_hides_ours_no_longer(webui, host
 def sentence(webui, host):
     from sd_vae_kit.settings.job import JobTiling
 
-    return str(host.calls.forecast((64, 64), JobTiling()))
+    return str(host.forecasts.forecast((64, 64), JobTiling()))
 
 
 def test_a_vae_nobody_knows_is_left_to_the_program_and_that_is_said_once(webui, host, script, own, messages):
@@ -252,7 +252,7 @@ def test_an_encode_is_always_finished(webui, host, script):
     webui.generate(script, *ALWAYS, init=lambda: made.append(model.encode_first_stage(image)))
     assert webui.shared.state.interrupted
     assert_close(made[0], expected, **EXACT)
-    assert host.calls.runner.last["encoder"].bands > 1
+    assert host.interceptor.runner.last["encoder"].bands > 1
 
 
 @pytest.mark.parametrize("how", ["the page's thread", "--medvram"])
@@ -313,7 +313,7 @@ def test_no_model_leaves_the_card_for_a_preview(webui, host, script, monkeypatch
     asked = []
     webui.latent = torch.randn(1, 4, 96, 96)
     expected = by_itself(webui, script)
-    monkeypatch.setattr(host, "make_room", lambda needed: asked.append(needed))
+    monkeypatch.setattr(host.interceptor._environment, "make_room", lambda needed: asked.append(needed))
     real, calls = torch.nn.functional.silu, iter([True])
 
     def silu(*args, **kwargs):
@@ -322,7 +322,7 @@ def test_no_model_leaves_the_card_for_a_preview(webui, host, script, monkeypatch
         return real(*args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "silu", silu)
-    with host.calls.preview():
+    with host.interceptor.context.preview():
         made = webui.decode()
     assert_close(made, expected, **EXACT)
     assert next(calls, None) is None, "memory ran out on the way"
@@ -345,14 +345,19 @@ def test_other_models_leave_the_card_for_one_call_only(webui, host):
         module = Recorded(1, 1)
         module.name = name
         setattr(model, name, module)
-    assert host.make_room(1) is False, "nothing is moved on a CPU, nor outside of a call"
+    make_room, answers = host.interceptor._environment.make_room, []
+    host.remove()
+    model.encode_first_stage = lambda count: answers.extend(make_room(1) for _ in range(count))
+    host.install()
+    model.encode_first_stage(1)
+    assert answers == [False], "nothing is moved on a CPU"
     webui.devices.device = torch.device("meta")  # any but the CPU
-    answers = []
-    host.around_call("encode_first_stage", lambda image: answers.extend([host.make_room(1), host.make_room(1)]), None)
-    assert answers == [True, False]
+    assert make_room(1) is False, "nor outside of a call"
+    model.encode_first_stage(2)
+    assert answers[1:] == [True, False]
     assert moves == [("model", "cpu"), ("cond_stage_model", "cpu"), ("model", "meta"), ("cond_stage_model", "meta")]
     model.lowvram = True
-    host.around_call("encode_first_stage", lambda image: answers.append(host.make_room(1)), None)
+    model.encode_first_stage(1)
     assert answers[-1] is False, "with --medvram they are not there"
 
 
@@ -370,7 +375,7 @@ def test_the_old_arguments_become_a_budget_for_the_job(webui, host, old, own):
     webui.latent = torch.randn(1, 4, 112, 96)
     made = webui.generate(old, True, 256, 48, True, True, True, False)
     assert last(host).bands > 1
-    assert host.calls.tile_sizes is None
+    assert host.interceptor.settings.tile_sizes is None
     webui.generate(old, False, 256, 48, True, True, True, False)
     assert last(host).plan == "whole"
     assert_close(made.pictures[0], webui.decode(), **EXACT)
@@ -392,7 +397,7 @@ def test_its_arguments_are_counted_and_hidden(webui, old):
 
 def test_a_tile_size_that_is_no_number_is_said_and_ignored(webui, host, old, messages):
     webui.generate(old, True, "large", 48)
-    assert host.calls.tile_sizes is None
+    assert host.interceptor.settings.tile_sizes is None
     assert any("tile size is 'large'" in m for m in messages)
 
 
@@ -468,7 +473,7 @@ def test_forge_asks_for_the_room_that_we_predict(forge):
     made = forge.generate(script, *ALWAYS).pictures[0]
     assert_close(made.clone(), own.clone(), **EXACT)
     host = running()
-    report = host.calls.runner.last["decoder"]
+    report = host.interceptor.runner.last["decoder"]
     assert report.bands > 1
     by_the_program, by_us = forge.asked
     assert by_the_program == 2178 * 32 * 24 * 64 * 4
@@ -481,12 +486,12 @@ def test_forges_never_oom_is_stepped_aside_for_and_named_once(forge):
     from sd_vae_kit.webui.running import running
 
     script, said = forge_script(), []
-    running().listeners.append(lambda message, level: said.append(message))
+    running().base.messages.listen(lambda message, level: said.append(message))
     memory_of(forge).VAE_ALWAYS_TILED = True
     for _ in range(2):
         assert "VAE Kit tiling" not in forge.generate(script, *ALWAYS).extra_generation_params
     assert len(forge.tiled) == 2
-    assert not running().calls.runner.last
+    assert not running().interceptor.runner.last
     assert sum("Never OOM" in message for message in said) == 1
     memory_of(forge).VAE_ALWAYS_TILED = False
     assert "VAE Kit tiling" in forge.generate(script, *ALWAYS).extra_generation_params
@@ -504,7 +509,7 @@ def test_where_no_plan_works_forge_tiles_in_its_own_way(forge, monkeypatch):
             raise NoMemoryError("Not enough memory for a decoder input of 32x24 with any plan.")
         return real(self, network, part, x, *more)
 
-    running().listeners.append(lambda message, level: said.append(message))
+    running().base.messages.listen(lambda message, level: said.append(message))
     monkeypatch.setattr(Runner, "run", run)
     job = forge.generate(forge_script(), *ALWAYS)
     assert forge.tiled == [(1, 4, 32, 24)]

@@ -55,7 +55,7 @@ def test_never_leaves_everything_to_the_program(webui, latent, host):
     webui.shared.opts.data.update(vae_kit_precision_mode="Never", vae_kit_tiling_enabled=False)
     spoil(webui, "decoder.conv_out.bias")
     assert bool(torch.isnan(decode_alone(webui, latent)).any())
-    assert host.api_status()["last_decode"] is None, "it was not ours to run"
+    assert host.api.api_status()["last_decode"] is None, "it was not ours to run"
 
 
 def decode_alone(webui, latent):
@@ -100,14 +100,15 @@ def test_the_switch_to_32_bits_goes_back_when_the_picture_is_done(webui, latent,
 
 
 def test_the_programs_own_options_hold(webui, host):
+    policy = host.interceptor.settings.policy
     opts = webui.shared.opts.data
-    assert (host.policy().mode, host.policy().prefer_bf16, host.policy().may_use_fp32) == ("auto", False, True)
+    assert (policy().mode, policy().prefer_bf16, policy().may_use_fp32) == ("auto", False, True)
     opts["auto_vae_precision"] = False
-    assert not host.policy().may_use_fp32
+    assert not policy().may_use_fp32
     opts["auto_vae_precision_bfloat16"] = True
-    assert (host.policy().prefer_bf16, host.policy().may_use_fp32) == (True, True)
+    assert (policy().prefer_bf16, policy().may_use_fp32) == (True, True)
     opts.update(auto_vae_precision_bfloat16=False, vae_kit_precision_prefer_bf16=True)
-    assert (host.policy().prefer_bf16, host.policy().may_use_fp32) == (True, False)
+    assert (policy().prefer_bf16, policy().may_use_fp32) == (True, False)
 
 
 @needs_half
@@ -119,21 +120,21 @@ def test_an_overflow_is_repaired_said_below_the_picture_and_remembered(webui, ho
     said, job = [], Job(scripts=Runner([], []))
     job.comment = said.append
     before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
-    with host.calls.job(job):
+    with host.interceptor.context.job(job):
         image = decode_alone(webui, latent.half())
     assert float((image.float() - exact).abs().max()) < 0.05 * float(exact.abs().max())
-    report = host.api_status()["last_decode"]
+    report = host.api.api_status()["last_decode"]
     assert report["steps_shifted"] > 0
     assert (report["steps_fp32"], report["dtype"]) == (0, "fp16")
     assert said == [f"VAE: {report['steps_shifted']} of {report['steps']} steps were shifted to stay in range"]
     assert job.extra_generation_params["VAE Kit precision"] == f"fp16, {report['steps_shifted']} shifted"
     assert all(torch.equal(tensor, before[name]) for name, tensor in vae.state_dict().items())
     decode_alone(webui, latent.half())
-    assert host.api_status()["last_decode"]["steps_recomputed"] == 0
+    assert host.api.api_status()["last_decode"]["steps_recomputed"] == 0
     assert report["steps_recomputed"] > 0
-    assert host.forget_precision() == 1
+    assert host.api.forget_precision() == 1
     decode_alone(webui, latent.half())
-    assert host.api_status()["last_decode"]["steps_recomputed"] > 0
+    assert host.api.api_status()["last_decode"]["steps_recomputed"] > 0
 
 
 @needs_half

@@ -50,15 +50,14 @@ def said(webui):
     from sd_vae_kit.webui.running import running
 
     lines = []
-    running().listeners.append(lambda message, level: lines.append((level, message)))
+    running().base.messages.listen(lambda message, level: lines.append((level, message)))
     return lines
 
 
 def test_it_is_told_by_its_loading_thread(webui):
-    from sd_vae_kit.hosts.a1111.reforge import ReforgeHost
     from sd_vae_kit.webui.running import running
 
-    assert isinstance(running(), ReforgeHost)
+    assert running().name == "reForge"
 
 
 def test_without_us_a_refused_choice_stays_selected_and_is_a_traceback(tmp_path):

@@ -28,7 +28,7 @@ def test_weights_of_the_pipeline_change_in_place_and_default_gives_them_back(web
     chosen = webui.decode()
     assert pipeline.vae is module
     assert not torch.equal(chosen, own)
-    assert host.status().reason == "plain.safetensors was chosen in the VAE dropdown."
+    assert host.report.status().reason == "plain.safetensors was chosen in the VAE dropdown."
     assert webui.sd_vae.loaded_vae_file.endswith("plain.safetensors")
     webui.shared.opts.set("sd_vae", "Default")
     assert torch.equal(webui.decode(), own)
@@ -40,7 +40,7 @@ def test_a_vae_chosen_before_the_checkpoint_was_loaded_goes_over_its_own(webui, 
     webui.shared.opts.data["sd_vae"] = "plain.safetensors"
     webui.load_model()
     chosen = webui.decode()
-    assert host.status().name == "plain.safetensors"
+    assert host.report.status().name == "plain.safetensors"
     webui.shared.opts.set("sd_vae", "Default")
     assert not torch.equal(webui.decode(), chosen)
 
@@ -78,7 +78,7 @@ def test_streamed_weights_are_left_to_the_program(webui, host):
     webui.load_model(vae=streamed)
     webui.shared.opts.set("sd_vae", "plain.safetensors")
     assert webui.host_loaded == ["reload"]
-    assert host.status().reason
+    assert host.report.status().reason
 
 
 def test_jobs_in_bands_give_the_pipelines_own_picture(webui, host, script):
@@ -90,11 +90,11 @@ def test_jobs_in_bands_give_the_pipelines_own_picture(webui, host, script):
     webui.shared.opts.data["vae_kit_precision_mode"] = "Never"
     own = webui.generate(script, "Automatic", "Automatic", "Off").pictures[0]
     del webui.shared.opts.data["vae_kit_precision_mode"]
-    assert host.calls.runner.last == {}
+    assert host.interceptor.runner.last == {}
     job = webui.generate(script, "Automatic", "Automatic", "Always stream")
     torch.testing.assert_close(job.pictures[0], own, atol=1e-5, rtol=0)
-    assert host.calls.runner.last["decoder"].bands > 1
+    assert host.interceptor.runner.last["decoder"].bands > 1
     assert job.extra_generation_params["VAE Kit tiling"].startswith("stream in ")
-    assert host.calls.forecast((64, 64), type(host.calls.job_tiling)()).endswith(" will run whole")
+    assert host.forecasts.forecast((64, 64), type(host.interceptor.settings.job_tiling)()).endswith(" will run whole")
     host.remove()
     assert "__vae_kit_patch__" not in vars(Decoder.forward)

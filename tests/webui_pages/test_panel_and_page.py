@@ -7,12 +7,20 @@ import types
 import gradio as gr
 import pytest
 from conftest import ROOT
+from fake_a1111 import FakeA1111
+from fake_previews import add_previews
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from sd_vae_kit.settings.sections import SPECS
 
 pytestmark = pytest.mark.usefixtures("close_event_loops")
+
+
+@pytest.fixture
+def program_class():
+    """With everything that the settings page has switches for."""
+    return lambda folder: add_previews(FakeA1111(folder))
 
 
 # --- the job's settings ----------------------------------------------------------------------------------------------
@@ -82,7 +90,7 @@ def test_the_sentence_says_name_facts_and_reason(webui, host):
 
 
 def test_names_of_files_are_escaped(webui):
-    from sd_vae_kit.hosts.base import VaeStatus
+    from sd_vae_kit.hosts.status import VaeStatus
     from sd_vae_kit.webui.panel import sentence_of
 
     name = "<img src=x onerror=alert(1)>.pt"

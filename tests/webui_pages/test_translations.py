@@ -51,19 +51,21 @@ def sentences(host, monkeypatch):
     )
     entry = host.library.get("other.safetensors")
     for offers, finding in product(OFFERS, FOUND):
-        monkeypatch.setattr(host.guard, "_offers", lambda family, offers=offers: offers)
-        yield host.guard._wrong(entry, finding, checkpoint).message
-        yield host.guard._impossible(entry, checkpoint).message
-    monkeypatch.setattr(host.guard.finder, "find", lambda *args: Finding("sd1|sdxl", "undecided"))
-    yield host.guard.check(entry, checkpoint, host.settings.guard).message
+        monkeypatch.setattr(host.files.guard, "_offers", lambda family, offers=offers: offers)
+        yield host.files.guard._wrong(entry, finding, checkpoint).message
+        yield host.files.guard._impossible(entry, checkpoint).message
+    monkeypatch.setattr(host.files.guard.finder, "find", lambda *args: Finding("sd1|sdxl", "undecided"))
+    yield host.files.guard.check(entry, checkpoint, host.settings.guard).message
     view = type("View", (), {"settings": host.settings, "checkpoint": checkpoint, "forced_vae": None})()
     for rule in (Rule("plain"), Rule("None"), Rule("plain", family="sd1", runs=("hires", "picture"))):
         yield resolve(view, host.library, rules=[rule], run="hires").reason
-    model = host.model
-    host._blank.add(model)
-    yield from host._without_weights(checkpoint, host.active(), model)
-    monkeypatch.setattr(host.guard, "standard", lambda family: entry)
-    yield host.decide(model.sd_checkpoint_info.filename).reason
+    model = host.registry.loaded.current
+    for parameter in model.first_stage_model.parameters():
+        parameter.data.zero_()
+    host.report._has_no_vae.look_at(model)
+    yield from host.report.without_weights(checkpoint, host.registry.active(), model)
+    monkeypatch.setattr(host.files.guard, "standard", lambda family: entry)
+    yield host.switch._decider.decide(model.sd_checkpoint_info.filename).reason
 
 
 def test_no_sentence_of_guard_and_rules_is_without_a_translation_or_has_a_name_among_its_words(host, monkeypatch):
@@ -147,8 +149,9 @@ def test_a_template_that_is_no_literal_is_found():
 
 def test_what_a_paste_says_is_translated(host):
     from sd_vae_kit.webui.missing_vae import message
+    from sd_vae_kit.webui.running import catalogue_service
 
-    known = host.known.find("SDXL VAE 1.0")
+    known = host.api.inspector.finder.catalogue.find("SDXL VAE 1.0")
     html = message(host, {"VAE": "<theirs>.pt", "VAE hash": known.sha256[:10]})
     assert "<b>&lt;theirs&gt;.pt</b>" in html
     assert 'data-vae-kit-entry="SDXL VAE 1.0"' in html
@@ -157,7 +160,7 @@ def test_what_a_paste_says_is_translated(host):
     assert "another file than the one of that name here" in renamed
     assert "data-vae-kit-entry" not in renamed
     assert message(host, {"VAE": "plain.safetensors"}) == message(host, {"VAE": "None"}) == message(host, {}) == ""
-    _, line = host.catalogue.gallery.missing(known.sha256)
+    _, line = catalogue_service().gallery.missing(known.sha256)
     assert words_of(line) <= json.loads(LANGUAGES[0].read_text("utf-8")).keys()
     assert line == f'The catalogue knows hash {known.sha256}: it is "SDXL VAE 1.0"; it can be installed.'
 

@@ -16,43 +16,44 @@ pytestmark = pytest.mark.usefixtures("close_event_loops")
 
 @pytest.fixture
 def service(host):
-    from sd_vae_kit.webui.vae_page import service_of
+    from sd_vae_kit.webui.running import catalogue_service
 
-    return service_of(host)
+    return catalogue_service()
 
 
-def test_the_tab_is_made_anew_on_reload_by_one_service(webui, host):
+def test_the_tab_is_made_anew_on_reload_by_one_service(webui, service):
+    from sd_vae_kit.webui.running import catalogue_service
+
     (add_tab,) = webui.registered["ui_tabs"]
     ((page, title, name),) = add_tab()
     ((again, _, _),) = add_tab()
     assert (title, name) == ("VAE Kit", "vae_kit")
     assert again is not page
-    assert host.catalogue is not None
+    assert service is catalogue_service()
     assert all(block.do_not_save_to_config for block in page.blocks.values())
 
 
-def test_a_web_ui_that_looks_after_its_files_gets_no_tab(host, monkeypatch):
-    from sd_vae_kit.webui import vae_page
+def test_a_web_ui_that_looks_after_its_files_gets_no_tab(host):
+    from sd_vae_kit.webui.catalogue import make_service
 
-    monkeypatch.setattr(host, "storage", lambda: None)
-    assert vae_page.build(host) == []
+    assert make_service(dataclasses.replace(host, files=None)) is None
 
 
 @pytest.mark.parametrize("flag", ["disable_extension_access", "freeze_settings"])
 def test_open_to_others_or_frozen_nothing_is_written(webui, host, service, flag):
     service.rules.save(dump([Rule("plain")]))
-    before = host.rules.path.read_bytes()
+    before = host.files.rules.path.read_bytes()
     setattr(webui.shared.cmd_opts, flag, True)
     assert service.notice()
     for action in (lambda: service.rules.save(dump([])), lambda: service.downloads.install("SDXL VAE 1.0", True)):
         with pytest.raises(OptionError, match=r"--enable-insecure-extension-access|--freeze-settings"):
             action()
-    assert host.rules.path.read_bytes() == before
+    assert host.files.rules.path.read_bytes() == before
     assert service.rules.explain(dump([Rule("plain")]), "picture")[0].decides
 
 
 def test_files_go_where_the_web_ui_and_the_user_keep_them(webui, host, tmp_path):
-    folder_for = host.storage().folder_for
+    folder_for = host.files.folders.folder_for
     tiny = next(entry for entry in catalogue().entries if entry.kind == "tiny")
     assert folder_for(tiny) == tmp_path / "VAE-taesd"
     assert folder_for(catalogue().find("SDXL VAE 1.0")) == tmp_path / "VAE"
@@ -65,21 +66,21 @@ def test_files_go_where_the_web_ui_and_the_user_keep_them(webui, host, tmp_path)
 
 def test_saved_rules_count_at_once_or_from_the_next_job_on(webui, host, service, script):
     service.rules.save(dump([Rule("plain")]))
-    assert host.status().name == "plain.safetensors"
+    assert host.report.status().name == "plain.safetensors"
     with webui.call_queue.queue_lock:  # a job runs
         service.rules.save(dump([Rule("other")]))
-        assert host.status().name == "plain.safetensors"
+        assert host.report.status().name == "plain.safetensors"
     p = webui.generate(script)
     assert p.sd_vae_name == "other.safetensors"
-    host.rules.path.write_text(
+    host.files.rules.path.write_text(
         dump([Rule("one/same.safetensors"), Rule("plain", runs=("hires",))]), "utf-8"
     )  # in an editor
     assert webui.generate(script, hires=True).sd_vae_name == "one/same.safetensors"
-    assert host.status().name == "one/same.safetensors"
+    assert host.report.status().name == "one/same.safetensors"
 
 
 def test_a_rule_for_one_pass_holds_for_that_pass(webui, host, script):
-    host.rules.path.write_text(dump([Rule("plain", runs=("hires",))]), "utf-8")
+    host.files.rules.path.write_text(dump([Rule("plain", runs=("hires",))]), "utf-8")
     own = webui.decode()
     p = webui.generate(script, hires=True)
     assert not p.pictures[0].equal(own)
@@ -89,10 +90,11 @@ def test_a_rule_for_one_pass_holds_for_that_pass(webui, host, script):
 
 def test_used_with_is_remembered_by_the_swap(webui, host, service):
     webui.shared.opts.set("sd_vae", "plain.safetensors")
-    host._swappers[host.model]._pool.submit(lambda: None).result()  # it is written in the background
+    swapper = host.registry.swapper(host.registry.loaded.current)
+    swapper._pool.submit(lambda: None).result()  # it is written in the background
     row = next(row for row in service.gallery.rows() if row.key == "plain.safetensors")
     assert row.used_by == ("model",)
-    assert json.loads((host.storage().data / "history.json").read_text("utf-8"))["version"] == 1
+    assert json.loads((host.files.folders.data / "history.json").read_text("utf-8"))["version"] == 1
 
 
 def bare_checkpoint(webui, name):
@@ -114,7 +116,7 @@ def test_a_checkpoint_file_without_a_vae_is_told_by_its_names(webui, host):
         assert not holds_no_vae(checkpoint_file(webui, "full"))
     assert not holds_no_vae(checkpoint_file(webui, "not there")), "what cannot be read is not accused"
     webui.load_model("bare")
-    assert "bare holds no VAE of its own" in host.status().warnings[0]
+    assert "bare holds no VAE of its own" in host.report.status().warnings[0]
 
 
 def test_the_familys_standard_vae_takes_its_place(webui, host, monkeypatch):
@@ -122,15 +124,15 @@ def test_the_familys_standard_vae_takes_its_place(webui, host, monkeypatch):
     known = dataclasses.replace(
         catalogue().entries[0], name="Standard", sha256=host.library.sha256(entry), size=entry.size
     )
-    monkeypatch.setattr(host.guard, "_catalogue", Catalogue([known], {"sd1": "Standard"}))
+    monkeypatch.setattr(host.files.guard, "_catalogue", Catalogue([known], {"sd1": "Standard"}))
     bare_checkpoint(webui, "bare")
     webui.load_model("bare")
-    assert host.status().name == "other.safetensors"
-    assert host.status().reason.endswith("so other.safetensors is used, the standard VAE of SD 1.x / 2.x.")
+    assert host.report.status().name == "other.safetensors"
+    assert host.report.status().reason.endswith("so other.safetensors is used, the standard VAE of SD 1.x / 2.x.")
     webui.shared.opts.set("sd_vae", "plain.safetensors")
-    assert host.status().name == "plain.safetensors"
+    assert host.report.status().name == "plain.safetensors"
     webui.shared.opts.set("sd_vae", "Automatic")
-    assert host.status().name == "other.safetensors"
+    assert host.report.status().name == "other.safetensors"
     webui.shared.opts.set("sd_vae", "None")
-    assert host.status().name == "None"
-    assert "holds no VAE" in host.status().warnings[0]
+    assert host.report.status().name == "None"
+    assert "holds no VAE" in host.report.status().warnings[0]

@@ -9,44 +9,65 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from modules import call_queue, sd_vae, shared
-from modules_forge import main_thread
 
 from sd_vae_kit.errors import VaeKitError
-from sd_vae_kit.hosts.a1111.host import A1111Host, data_folder, folders
-from sd_vae_kit.hosts.base import collected
-from sd_vae_kit.vaes.library import Library
+from sd_vae_kit.hosts.a1111.host import CORE_OPTIONS, build
+from sd_vae_kit.hosts.a1111.names import REFORGE_NAMES
+from sd_vae_kit.hosts.base import HostBase
+from sd_vae_kit.hosts.messages import DeferredErrors, Outlet
+from sd_vae_kit.hosts.protocol import WebuiHost
 
 CHOICES = ("sd_vae", "sd_vae_overrides_per_model_preferences")
 
 
-class ReforgeHost(A1111Host):
-    """A1111's adapter, with errors of a choice brought back to the thread that made it."""
+class ReforgePage:
+    """A1111's page, with errors of a choice brought back to the thread that made it.
 
-    name = "reForge"
-    faultless = frozenset({"nan_check", "sticky_fp32"})  # it does not look for NaN at all
+    Args:
+        base: What the host's parts share.
+        deferred: Where `Options.set` looks for errors.
+    """
 
-    def install_page(self) -> None:
+    core_options = CORE_OPTIONS
+    sees_passes = True
+    quicksettings_key = "quicksettings_list"
+
+    def __init__(self, base: HostBase, deferred: DeferredErrors) -> None:
+        self._base = base
+        self._deferred = deferred
+
+    def install(self) -> None:
+        if not self._base.options.features.has("page"):
+            return
         for key in CHOICES:
             option = shared.opts.data_labels.get(key)
             if option is not None and getattr(option, "onchange", None) is not None:
-                self._replace(option, "onchange", self._on_choice_changed)
+                self._base.patches.wrap(option, "onchange", self._on_choice_changed)
+
+    def declare_sd_vae(self, dropdown: type) -> None:
+        """The web UI has the option."""
+
+    def own_routes(self) -> dict[str, Callable[[], object]]:
+        return {}
+
+    def remove(self) -> None:
+        """Nothing was declared."""
 
     def _on_choice_changed(self, original: Callable[[], object]) -> None:
-        """Load where the program loads, and put an error aside where `_set_option` looks for it."""
+        """Load where the web UI loads, and hand an error over to the thread that waits."""
+        from modules_forge import main_thread
+
         with call_queue.queue_lock:
             errors: list[VaeKitError] = main_thread.run_and_wait_result(self._load) or []
-        aside: list[VaeKitError] | None = getattr(self._errors, "errors", None)
-        if errors and aside is None:
-            raise self.refusal(errors[0]) from errors[0]
-        if aside is not None:
-            aside.extend(errors)
+        for error in errors:
+            self._deferred.add(error)
 
     def _load(self) -> list[VaeKitError]:
-        with collected(self._errors) as errors:  # of the program's loading thread
+        with self._deferred.collected() as errors:  # of the web UI's loading thread
             sd_vae.reload_vae_weights()
         return errors
 
 
-def create() -> ReforgeHost:
-    """The adapter for this process."""
-    return ReforgeHost(Library(folders(), data_folder() / "library.json"))
+def create(outlet: Outlet) -> WebuiHost:
+    """The host of this process."""
+    return build(outlet, "reForge", REFORGE_NAMES, ReforgePage)

@@ -13,56 +13,62 @@ from typing import Any
 
 from modules import sd_vae, shared
 
-from sd_vae_kit.hosts.a1111.host import data_folder, folders
-from sd_vae_kit.hosts.forge.host import ForgeHost
+from sd_vae_kit.hosts.a1111.folders import data_folder, folders
+from sd_vae_kit.hosts.base import HostBase
+from sd_vae_kit.hosts.forge.host import ForgeKind, build
+from sd_vae_kit.hosts.forge.names import NEO_NAMES
+from sd_vae_kit.hosts.forge.options import VaeInForce
+from sd_vae_kit.hosts.forge.switch import ForgeSwitch
+from sd_vae_kit.hosts.messages import Outlet
+from sd_vae_kit.hosts.protocol import WebuiHost
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.model_folders import Folder
 
 
-class NeoHost(ForgeHost):
-    """Forge Neo."""
+class NeoRequests:
+    """The VAE of one request.
 
-    name = "Forge Neo"
+    Args:
+        base: What the host's parts share.
+        switch: Makes VAEs live.
+        in_force: Where the request's choice is written.
+    """
 
-    def __init__(self, library: Library) -> None:
-        super().__init__(library)
-        self._request_choice: str | None = None  # of override_settings.sd_vae
+    def __init__(self, base: HostBase, switch: ForgeSwitch, in_force: VaeInForce) -> None:
+        self._base = base
+        self._switch = switch
+        self._in_force = in_force
 
     def install(self) -> None:
-        super().install()
-        self._replace(sd_vae, "restore_vae_weights", self._restore_vae_weights)
-
-    def option(self, key: str, default: object = None) -> object:
-        if key == "sd_vae" and self._request_choice is not None:
-            return self._request_choice
-        return super().option(key, default)
+        """Put the patches in place."""
+        if self._base.options.features.has("requests"):
+            self._base.patches.wrap(sd_vae, "reload_vae_weights", self._reload_vae_weights)
+            self._base.patches.wrap(sd_vae, "restore_vae_weights", self._restore_vae_weights)
 
     def _reload_vae_weights(self, original: Callable[..., object], *args: Any, **kwargs: Any) -> object:
-        """A request names a VAE; it is made live when the request begins.
+        """Note the VAE that a request names; it is made live when the request begins.
 
         Returns:
-            False: the program has nothing to do itself, and no module to write into the infotext.
+            False: the web UI has nothing to do itself, and no module to write into the infotext.
         """
         wanted = args[0] if args else kwargs.get("vae")
-        self._request_choice = self._name_for(str(wanted)) if wanted else None
+        self._in_force.request = self._name_for(str(wanted)) if wanted else None
         return False
 
     def _restore_vae_weights(self, original: Callable[[], None]) -> None:
         """The request is over, also one that failed."""
-        if self._request_choice is not None:
-            self._request_choice = None
-            self._settle()
+        if self._in_force.request is not None:
+            self._in_force.request = None
+            self._switch.apply_or_say()
 
     def _name_for(self, wanted: str) -> str:
-        """Our name for what was given: a name, "None", "Automatic" or, as the program asks for, a path."""
-        at_path = (entry.name for entry in self.library.entries if str(entry.path) == wanted)
+        """Our name for what was given: a name, "None", "Automatic" or, as the web UI asks for, a path."""
+        at_path = (entry.name for entry in self._base.library.entries if str(entry.path) == wanted)
         return next(at_path, wanted)
 
-    def _is_asked_for_by(self, p: Any) -> bool:
-        return self._request_choice is not None
 
-
-def create() -> NeoHost:
-    """The adapter for this process."""
+def create(outlet: Outlet) -> WebuiHost:
+    """The host of this process."""
     further = [Folder(Path(folder), "vae") for folder in getattr(shared.cmd_opts, "vae_dirs", None) or ()]
-    return NeoHost(Library([*folders(), *further], data_folder() / "library.json"))
+    library = Library([*folders(), *further], data_folder() / "library.json")
+    return build(outlet, ForgeKind("Forge Neo", NEO_NAMES, library, NeoRequests))

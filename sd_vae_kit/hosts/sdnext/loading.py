@@ -1,0 +1,110 @@
+"""How SD.Next loads a VAE: the weights of `pipe.vae` change in place; what nobody here knows is left to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from modules import sd_vae
+
+from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.hosts.base import HostBase
+from sd_vae_kit.hosts.messages import DeferredErrors
+from sd_vae_kit.hosts.models import ModelRegistry
+from sd_vae_kit.hosts.parts import Decider
+
+BY_RULES = object()  # in place of the web UI's own mark for "no file was named"
+
+
+class SdNextLoader:
+    """Makes VAEs live; it is the `VaeSwitch` of SD.Next.
+
+    Args:
+        base: What the host's parts share.
+        registry: The models and their swappers.
+        decider: Which VAE is chosen.
+        deferred: Errors of a caller that cannot take one.
+    """
+
+    def __init__(self, base: HostBase, registry: ModelRegistry, decider: Decider, deferred: DeferredErrors) -> None:
+        self._base = base
+        self._registry = registry
+        self._decider = decider
+        self._deferred = deferred
+        self._put_off: str | None = None  # a VAE that waits until its checkpoint is there
+
+    def install(self) -> None:
+        """Put the patches in place."""
+        features, wrap = self._base.options.features, self._base.patches.wrap
+        if features.has("listing"):
+            wrap(sd_vae, "refresh_vae_list", self._refresh_vae_list)
+        if features.has("loading"):
+            wrap(sd_vae, "reload_vae_weights", self._reload_vae_weights)
+            wrap(sd_vae, "load_vae", self._load_vae)
+
+    def refresh(self) -> None:
+        """Look for new and changed files."""
+        if self._base.options.features.has("listing"):
+            sd_vae.refresh_vae_list()
+        else:
+            self._base.library.refresh()
+
+    def apply(self) -> None:
+        model, repairs = self._registry.loaded.current, self._base.options.repairs
+        swapper = self._registry.swapper(model) if model is not None and repairs.loading else None
+        if swapper is not None:
+            active = swapper.activate(self._decider.decide(model.sd_checkpoint_info.filename))
+            entry = active.decision.entry
+            sd_vae.loaded_vae_file = str(entry.path) if entry else None  # named in infotexts and messages
+
+    def model_loaded(self) -> None:
+        """Put the VAE that was chosen for a checkpoint over its own, now that it is loaded."""
+        if self._put_off is not None:
+            self._put_off = None
+            self._reload_or_say()
+
+    def _refresh_vae_list(self, original: Callable[[], object]) -> object:
+        listed = original()
+        self._base.library.refresh()
+        return listed
+
+    def _load_vae(self, original: Callable[..., object], model_file: str, vae_file: Any = None, *source: Any) -> object:
+        """While a checkpoint loads: its own VAE is loaded with it, so that it can be given back later."""
+        if vae_file is None or not self._base.options.repairs.loading or not Path(vae_file).is_file():
+            return original(model_file, vae_file, *source)
+        self._put_off = vae_file
+        return None
+
+    def _reload_vae_weights(
+        self, original: Callable[..., object], sd_model: Any = None, vae_file: Any = BY_RULES
+    ) -> object:
+        """Make the VAE live that is chosen now.
+
+        Raises:
+            VaeKitError: As `HostMessages.refused` shapes it; nothing has changed.
+        """
+        by_rules = vae_file is BY_RULES or vae_file is getattr(sd_vae, "unspecified", BY_RULES)
+        model = self._registry.loaded.current
+        if not by_rules:
+            return original(sd_model, vae_file)
+        if model is None or not self._is_for_us(model):
+            return original(sd_model)
+        try:
+            self.apply()
+        except VaeKitError as error:
+            self._deferred.add(error)
+        return model
+
+    def _is_for_us(self, model: Any) -> bool:
+        """Whether the choice is a file, or none, for a VAE that we know; a folder of diffusers is the web UI's."""
+        path, _ = sd_vae.resolve_vae(model.sd_checkpoint_info.filename)
+        known = self._base.options.repairs.loading and self._registry.swapper(model) is not None
+        return known and (path is None or Path(path).is_file())
+
+    def _reload_or_say(self) -> None:
+        with self._deferred.collected() as errors:
+            sd_vae.reload_vae_weights()
+        for error in errors:
+            line = f"{str(error).rstrip('.')}. The checkpoint's own VAE is used instead."
+            self._base.messages.notify(line, "warning")
