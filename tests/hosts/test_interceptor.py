@@ -434,7 +434,7 @@ def test_the_sentence_follows_the_pages_own_widgets(webui, host, script):
     assert "<b>128x64</b>" in said(**{"hr-checkbox": True})
     assert "<b>96x48</b>" in said(**{"hr-checkbox": True}, hr_resize_x=96)
     assert "<b>80x96</b>" in said(**{"hr-checkbox": True}, hr_resize_x=80, hr_resize_y=96)
-    assert "<span>same picture</span>" in said(tiling="Always stream")
+    assert "<span>, same picture</span>" in said(tiling="Always stream")
     assert "<b>1 MB</b> <span>budget:</span>" in said(tiling_memory_mb=1, width=512, height=512)
     assert said(width=None) == ""
     webui.sd_models.model_data.sd_model = None
