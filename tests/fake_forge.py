@@ -173,7 +173,7 @@ class FakeForge(FakeA1111):
             "backend.memory_management",
             vae_device=lambda: torch.device("cpu"),
             current_loaded_models=[],
-            free_memory=lambda memory_required, device, keep_loaded=(): None,
+            free_memory=lambda memory_required, device, keep_loaded=(), free_all=False: None,
             VAE_ALWAYS_TILED=False,
             OOM_EXCEPTION=torch.cuda.OutOfMemoryError,
         )

@@ -209,7 +209,7 @@ NAMES = ("decode", "encode")
 for name, method in {"load_vae": 1, "resolve_vae": 2}.items():
     replace(sd_vae, name, method)
 for name in NAMES:
-    self._replace(VAE, name, 1)
+    self._patches.wrap(VAE, name, 1)
 for owner, name in ((sd_vae, "first"), (type(shared.state), "second")):
     pass
 

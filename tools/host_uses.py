@@ -16,7 +16,7 @@ PACKAGE = "sd_vae_kit"
 FOLDERS = ("sd_vae_kit/hosts", "sd_vae_kit/webui", "scripts")
 HOST = ("modules", "modules_forge", "backend", "ldm_patched", "launch")
 BLOCKS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-ASKING, REPLACING = ("getattr", "hasattr", "setattr"), ("replace", "_replace", "is_applied")
+ASKING, REPLACING = ("getattr", "hasattr", "setattr"), ("replace", "wrap", "is_applied")
 Place = tuple[str, str]  # a module of the host and a dotted name in it, "" for the module itself
 # what an argument without a type is, by the name that it always has here
 ARGUMENTS = {
