@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from sd_vae_kit.core.files.safetensors_file import save
 from sd_vae_kit.core.networks.latent_format import FORMATS
+from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.pictures import picture_file as pictures
 from sd_vae_kit.standalone.gaussian_mixture import GaussianMixtureDenoiser, caption_prior, natural_spectrum
 from sd_vae_kit.standalone.sampling import starting_noise
@@ -163,13 +165,9 @@ class DemoModel:
         file = self._cache_file(size)
         if file is None:
             return
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        try:
+        with suppress(OSError, VaeKitError):  # a full or read-only disk costs only the seconds of encoding again
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"means": means.half().contiguous()}, part)
-            part.replace(file)
-        except OSError:
-            part.unlink(missing_ok=True)  # a full or read-only disk costs only the seconds of encoding again
+            save(file, {"means": means.half().contiguous()}, {})
 
 
 def fitted(pixels: pictures.Pixels, size: tuple[int, int], *, stretch: bool = False) -> pictures.Pixels:

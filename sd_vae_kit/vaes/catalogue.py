@@ -17,6 +17,7 @@ from typing import Literal
 from sd_vae_kit.core.halves import Part
 from sd_vae_kit.core.networks.latent_format import FORMATS, family_label
 from sd_vae_kit.errors import OptionError, VaeNotFoundError
+from sd_vae_kit.state.json_store import DAMAGE
 from sd_vae_kit.units import MIB
 
 DATA = Path(__file__).with_name("catalogue.json")
@@ -188,7 +189,7 @@ def with_own_entries(path: Path) -> Catalogue:
         own = read_catalogue(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         return catalogue()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         raise OptionError(f"{path} is not a catalogue ({error}); docs/catalogue.md shows the form.") from error
     names = {entry.name for entry in own.entries}
     rest = [entry for entry in catalogue().entries if entry.name not in names]

@@ -167,7 +167,7 @@ def test_the_users_own_entries_come_first_and_may_replace(tmp_path):
 def test_without_own_entries_the_catalogue_is_as_it_comes_and_a_broken_file_is_said(tmp_path):
     path = tmp_path / "catalogue.json"
     assert with_own_entries(path) is catalogue()
-    for content in ("{", "[]", '{"schema": 1}', '{"schema": 1, "standard": {}, "entries": [3]}'):
+    for content in ("{", "[]", '{"schema": 1}', '{"schema": 1, "standard": {}, "entries": [3]}', "[" * 100_000):
         path.write_text(content, "utf-8")
         with pytest.raises(OptionError, match=r"is not a catalogue .*docs/catalogue\.md"):
             with_own_entries(path)
