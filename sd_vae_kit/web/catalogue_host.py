@@ -49,11 +49,11 @@ class CatalogueHost(Protocol):
         """Forget what VAEs needed to stay finite in half precision; returns how many halves that were."""
 
     def forbidden(self) -> str:
-        """Why whoever uses the page may not write or open files; "" if they may."""
+        """Why the user of the page may not write or open files; "" if they may."""
 
 
 def refuse_if_forbidden(host: CatalogueHost) -> None:
-    """Raise `OptionError` where whoever uses the page may change nothing."""
+    """Raise `OptionError` where the user of the page may change nothing."""
     if reason := host.forbidden():
         raise OptionError(reason)
 

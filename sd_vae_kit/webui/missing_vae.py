@@ -45,7 +45,7 @@ class PastedVae:
 
     @classmethod
     def of(cls, parameters: Mapping[str, str]) -> PastedVae:
-        """Our own keys come before those of other programs."""
+        """What the first key that is there says."""
         return cls(_first(parameters, NAMES), _first(parameters, HASHES).strip().lower())
 
     @property

@@ -22,7 +22,7 @@ TITLE = "VAE Kit"
 def build_page(
     backend: PageBackend, css: str = "", head: str = "", catalogue: CatalogueBackend | None = None
 ) -> gr.Blocks:
-    """Lay out and connect everything; whoever launches it adds `gradio_compat.launch_options`."""
+    """Lay out and connect everything; its caller launches it with `gradio_compat.launch_options`."""
     page = gradio_compat.blocks(TITLE, css, head)
     with page, gr.Column(elem_id=element_ids.APP, elem_classes=["vae-kit"]):
         bar = top_bar.build_top_bar(backend)
