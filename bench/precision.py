@@ -22,8 +22,8 @@ from bench.swap import full_vae
 from sd_vae_kit.core.engine.ranges import PrecisionFixes
 from sd_vae_kit.core.graph.from_module import decoder_graph
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig, ResnetBlock
+from sd_vae_kit.core.plan.candidates import stream_plan, whole_plan
 from sd_vae_kit.core.plan.plan import Plan
-from sd_vae_kit.core.plan.planner import stream_plan, whole_plan
 from sd_vae_kit.core.run.precision import run_guarded
 from sd_vae_kit.core.run.precision_policy import PrecisionPolicy
 from sd_vae_kit.core.run.report import RunResult

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sd_vae_kit.core.engine.stream import Plan, run_streamed
 from sd_vae_kit.core.graph.from_module import AttentionStep, LayerGraph, decoder_graph, encoder_graph
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
-from sd_vae_kit.core.plan import planner
+from sd_vae_kit.core.plan.candidates import LeanLimits, PlanSearch, whole_plan
 from sd_vae_kit.core.plan.cost import predict
 
 CPU = torch.device("cpu")
@@ -78,8 +78,8 @@ def runner(name: str, it: Subject) -> Callable[[], Tensor]:
 def plan_for(kind: str, graph: LayerGraph, shape: Sequence[int], dtype: torch.dtype) -> Plan:
     """The plan of this name as it is chosen for a user's picture."""
     if kind == "stream-lean":
-        return planner.lean_plan(graph, shape, CPU, dtype)
-    return next(plan for plan in planner.candidate_plans(graph, shape, dtype, CPU, 0) if plan.kind == kind)
+        return PlanSearch(graph, shape, dtype, CPU).lean(LeanLimits())
+    return next(plan for plan in PlanSearch(graph, shape, dtype, CPU).candidates(0) if plan.kind == kind)
 
 
 def arithmetic(part: str, pixels: int) -> float:
@@ -89,7 +89,7 @@ def arithmetic(part: str, pixels: int) -> float:
     graph, shape = decoder_graph(vae), (1, 4, pixels // 8, pixels // 8)
     if part == "encode":
         graph, shape = encoder_graph(vae), (1, 3, pixels, pixels)
-    return predict(graph, planner.whole_plan(CPU, torch.float32), shape).macs
+    return predict(graph, whole_plan(CPU, torch.float32), shape).macs
 
 
 def _diffusers_tiling(it: Subject) -> Callable[[], Tensor]:

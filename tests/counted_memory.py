@@ -6,7 +6,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sd_vae_kit.core.engine import stream as streaming
+from sd_vae_kit.core.engine import band_computer, repair
 from sd_vae_kit.core.engine.group_norm import BandMoments
 from sd_vae_kit.core.plan.devices import TRAITS
 
@@ -57,8 +57,8 @@ def without_computing(monkeypatch):
     def scale_and_shift(norm, gathered, device, dtype, exponent=0):
         return torch.empty_like  # torch's kernel without numbers would answer in another layout
 
-    monkeypatch.setattr(streaming, "band_moments", moments)
-    monkeypatch.setattr(streaming, "scale_and_shift", scale_and_shift)
+    monkeypatch.setattr(repair, "band_moments", moments)
+    monkeypatch.setattr(band_computer, "scale_and_shift", scale_and_shift)
     functional = torch.nn.functional
 
     def conv2d(x, weight, bias=None, stride=1, padding=0, *args):

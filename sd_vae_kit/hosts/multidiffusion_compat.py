@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from sd_vae_kit.core.halves import Half
+from sd_vae_kit.core.plan.candidates import whole_plan
 from sd_vae_kit.core.plan.cost import predict
-from sd_vae_kit.core.plan.planner import whole_plan
 from sd_vae_kit.core.run.planning import graph_of
 from sd_vae_kit.errors import OptionError, UnsupportedVaeError
 from sd_vae_kit.settings.sections import TilingSettings

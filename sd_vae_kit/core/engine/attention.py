@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,22 @@ FUSED_QUERIES = 16384  # 512 blocks for a GPU's processors; one call stays far b
 ENTERING = 8  # normalised values are small enough to be made 2**8 times larger
 
 
+@dataclass(frozen=True)
+class AttentionSite:
+    """An attention step and the picture that it sees.
+
+    Attributes:
+        step, node: The step and the index of what it makes.
+        count: Tokens, h * W.
+        channels: Of each token.
+    """
+
+    step: AttentionStep
+    node: int
+    count: int
+    channels: int
+
+
 class AttentionPass:
     """Keys and values of one attention step, and its answers.
 
@@ -30,9 +47,7 @@ class AttentionPass:
     values and scores are fp32.
 
     Args:
-        step, value: The step and the index of what it makes.
-        count: Tokens, h * W.
-        channels: Of each token.
+        site: The step and the picture that it sees.
         stats: Its `chunks` are counted.
         guard: Whether queries, keys and values are checked; their norms are nobody's statistics.
 
@@ -41,17 +56,16 @@ class AttentionPass:
     """
 
     def __init__(
-        self, step: AttentionStep, value: int, plan: Plan, ranges: Ranges, count: int, channels: int, stats: RunStats,
-        guard: RangeGuard | None,
-    ) -> None:  # fmt: skip
-        self.step, self.value, self.plan, self.ranges, self.stats, self.guard = step, value, plan, ranges, stats, guard
-        self.count, self.channels = count, channels
+        self, site: AttentionSite, plan: Plan, ranges: Ranges, stats: RunStats, guard: RangeGuard | None
+    ) -> None:
+        self.site, self.plan, self.ranges, self.stats, self.guard = site, plan, ranges, stats, guard
+        self.step, self.node = site.step, site.node
         self.keys = self.values = torch.empty(0)
         self.restart()
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.ranges.compute_dtype(self.value, self.plan.dtype)
+        return self.ranges.compute_dtype(self.node, self.plan.dtype)
 
     @property
     def balance(self) -> int:
@@ -63,7 +77,7 @@ class AttentionPass:
 
     def restart(self) -> None:
         """Throw keys and values away: `take` is called for all rows again."""
-        self.keys = torch.empty(1, self.count, self.channels, device=self.plan.device, dtype=self.dtype)
+        self.keys = torch.empty(1, self.site.count, self.site.channels, device=self.plan.device, dtype=self.dtype)
         self.values = torch.empty_like(self.keys)
         self.is_stale = False
 
@@ -81,7 +95,7 @@ class AttentionPass:
         self.keys[:, first:last], self.values[:, first:last] = key, value
 
     def answer(self, normed: Tensor, *, is_careful: bool = False) -> Tensor:
-        """out(attention(query)) for normed rows (1, C, h, W): the same shape, new, with the value's exponent.
+        """out(attention(query)) for normed rows (1, C, h, W): the same shape, new, with the node's exponent.
 
         Args:
             normed: In `dtype`.
@@ -95,7 +109,7 @@ class AttentionPass:
         self._check(query, normed, "query")
         q, k, v = (heads_of(tokens, step.heads) for tokens in (query, self.keys, self.values))
         stores = stores_scores(self.plan.device, q.dtype, q.shape[3])
-        chunk = attention_chunk(self.plan, self.count, step.heads, stores=stores)
+        chunk = attention_chunk(self.plan, self.site.count, step.heads, stores=stores)
         answers = []
         for start in range(0, q.shape[2], chunk):
             # (1, heads, n, C/heads): with 3 dimensions or a flash kernel's limit of 256, torch would store n^2 scores
@@ -103,10 +117,10 @@ class AttentionPass:
             answers.append(answer.transpose(1, 2).reshape(1, answer.shape[2], -1))
             self.stats.chunks += 1
         tokens = answers[0] if len(answers) == 1 else torch.cat(answers, 1)
-        if is_careful and self.guard is not None and not self.guard.is_sound(tokens):
+        if is_careful and self.guard is not None and not self.guard.is_in_range(tokens):
             self.widen()  # scores beyond the range: only fp32 holds them
             raise OutOfRange(f"{step.name}, scores", is_repaired=True)
-        exponent = self.ranges.exponent(self.value)
+        exponent = self.ranges.exponent(self.node)
         if step.linear:
             projected = self._project(step.out, tokens, self.exponent - exponent, exponent)
             return picture_of(projected, height).to(self.dtype, copy=True)
@@ -140,11 +154,11 @@ class AttentionPass:
         return y * 2.0**lift if lift else y
 
     def _check(self, tokens: Tensor, normed: Tensor, which: str) -> None:
-        """Change the ranges if these tokens are not sound, and say so."""
-        if self.guard is None or self.guard.is_sound(tokens):
+        """Change the ranges if these tokens are out of range, and say so."""
+        if self.guard is None or self.guard.is_in_range(tokens):
             return
         self.guard.examine(self.step)
-        if not self.guard.is_sound(normed):
+        if not self.guard.is_in_range(normed):
             self.widen()
         elif which == "value":
             self._move("value", SHIFT_STEP)
@@ -172,7 +186,7 @@ class AttentionPass:
             HalfIsNotEnough: The step is in fp32 already, or must not be.
         """
         assert self.guard is not None
-        if not self.guard.widen(self.value):
+        if not self.guard.widen(self.node):
             raise HalfIsNotEnough(self.step.name)
         self.keys, self.values, self.is_stale = self.keys.to(self.dtype), self.values.to(self.dtype), True
 

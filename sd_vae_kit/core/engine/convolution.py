@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd_vae_kit.core.engine.device_tensors import dense
-from sd_vae_kit.core.engine.edges import Rows, call_on_band
+from sd_vae_kit.core.engine.edges import SourceRows, call_on_band
 from sd_vae_kit.core.engine.layer_call import call_module
 from sd_vae_kit.core.engine.padding import zero_padded
 from sd_vae_kit.core.engine.subpixel import subpixel_weight, upsampled
@@ -73,27 +73,27 @@ class Convolver:
         """The power of two by which the rows that `__call__` asks for have to be multiplied already."""
         return self._pack(conv, scaling).input_gain
 
-    def __call__(self, conv: Conv, rows: Rows, height: int, top: int, bottom: int, scaling: Scaling) -> Tensor:
+    def __call__(self, conv: Conv, source: SourceRows, top: int, bottom: int, scaling: Scaling) -> Tensor:
         """Output rows [top, bottom), in `scaling.dtype`.
 
         Args:
-            rows: Gives rows of the source, `height` rows high, in `scaling.dtype`, times 2**`input_gain`.
+            source: The stored activation, in `scaling.dtype`, times 2**`input_gain`.
         """
         packed = self._pack(conv, scaling)
         if packed.weight is None:
-            y = self._called(conv, packed, rows, height, top, bottom).to(
+            y = self._called(conv, source, top, bottom).to(
                 scaling.dtype, copy=True, memory_format=traits(self.plan.device).memory_format
             )  # hosts may compute in another type; a crop keeps the whole alive, and may belong to the module
             if packed.bias is not None:
                 y.sub_(packed.bias[:, None, None])
+        elif is_subpixel(conv):
+            y = upsampled(packed.weight, packed.bias, source, top, bottom)
         else:
-            y = _by_weights(conv, packed.weight, packed.bias, rows, height, top, bottom)
+            y = _by_weights(conv, packed.weight, packed.bias, entering_rows(conv, source), top, bottom)
         return y.mul_(2.0**packed.lift) if packed.lift else y
 
-    def _called(self, conv: Conv, packed: _Packed, rows: Rows, height: int, top: int, bottom: int) -> Tensor:
-        tall = conv.input_size((height, 1))[0]
-        handling = self.handling[conv.module]
-        return call_on_band(conv, handling, lambda a, b: _resized(conv, rows, height, a, b), tall, top, bottom)
+    def _called(self, conv: Conv, source: SourceRows, top: int, bottom: int) -> Tensor:
+        return call_on_band(conv, self.handling[conv.module], entering_rows(conv, source), top, bottom)
 
     def _pack(self, conv: Conv, scaling: Scaling) -> _Packed:
         key = (conv, scaling)
@@ -156,27 +156,26 @@ def seen_bias(conv: Conv, device: torch.device, dtype: torch.dtype) -> Tensor:
     return answer[0, :, answer.shape[2] // 2, answer.shape[3] // 2].detach().to(dtype)
 
 
-def _by_weights(
-    conv: Conv, weight: Tensor, bias: Tensor | None, rows: Rows, height: int, top: int, bottom: int
-) -> Tensor:
-    if is_subpixel(conv):
-        return upsampled(weight, bias, rows, height, top, bottom)
-    tall = conv.input_size((height, 1))[0]
+def _by_weights(conv: Conv, weight: Tensor, bias: Tensor | None, entering: SourceRows, top: int, bottom: int) -> Tensor:
     first, last = input_range(conv, top, bottom)
-    a, b = max(first, 0), min(last, tall)
-    x = _resized(conv, rows, height, a, b)
+    a, b = max(first, 0), min(last, entering.height)
+    x = entering.rows(a, b)
     above, below = a - first, last - b
     if above != below:
         x, above = zero_padded(x, above=above, below=below), 0
-    groups: Any = conv.module
-    return F.conv2d(dense(x), weight, bias, conv.stride, (above, conv.padding[1]), conv.dilation, groups.groups)
+    return F.conv2d(dense(x), weight, bias, conv.stride, (above, conv.padding[1]), conv.dilation, conv.groups)
 
 
-def _resized(conv: Conv, rows: Rows, height: int, top: int, bottom: int) -> Tensor:
-    """Rows [top, bottom) of the module's input, made from the stored activation."""
-    if conv.resize == "up":
-        first = top // 2
-        x = F.interpolate(rows(first, (bottom + 1) // 2), scale_factor=2.0, mode="nearest")
-        return x[:, :, top - 2 * first : bottom - 2 * first]
-    x = rows(top, min(bottom, height))
-    return zero_padded(x, below=bottom - min(bottom, height), right=1) if conv.resize == "down" else x
+def entering_rows(conv: Conv, source: SourceRows) -> SourceRows:
+    """The module's input, made from the stored activation."""
+
+    def rows(top: int, bottom: int) -> Tensor:
+        if conv.resize == "up":
+            first = top // 2
+            x = F.interpolate(source.rows(first, (bottom + 1) // 2), scale_factor=2.0, mode="nearest")
+            return x[:, :, top - 2 * first : bottom - 2 * first]
+        last = min(bottom, source.height)
+        x = source.rows(top, last)
+        return zero_padded(x, below=bottom - last, right=1) if conv.resize == "down" else x
+
+    return SourceRows(rows, conv.input_size((source.height, 1))[0])

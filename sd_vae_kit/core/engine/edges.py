@@ -8,6 +8,7 @@ from the opposite edge.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,14 @@ from sd_vae_kit.core.plan.schedule import Handling, convolutions, rows_fetched
 from sd_vae_kit.errors import PlanError
 
 Rows = Callable[[int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """What a convolution reads: rows [a, b) of an activation `height` rows high."""
+
+    rows: Rows
+    height: int
 
 
 def edge_handlings(graph: LayerGraph, plan: Plan) -> dict[nn.Module, Handling]:
@@ -56,15 +65,13 @@ def _proven_handling(conv: Conv, device: torch.device, dtype: torch.dtype) -> Ha
     tolerance = (1e-4 if dtype in (torch.float32, torch.float64) else 3e-2) * float(
         whole.nan_to_num(0.0, 0.0, 0.0).abs().max() + 1e-6
     )
+    whole_input = SourceRows(lambda top, bottom: x[:, :, top:bottom], height)
     modes: tuple[Handling, ...] = ("edge", "circular")
     for mode in modes:
         if whole.shape[2] != out_rows:
             break
         cuts = [0, out_rows // 3, out_rows // 2, out_rows]
-        bands = [
-            call_on_band(conv, mode, lambda top, bottom: x[:, :, top:bottom], height, top, bottom)
-            for top, bottom in pairwise(cuts)
-        ]
+        bands = [call_on_band(conv, mode, whole_input, top, bottom) for top, bottom in pairwise(cuts)]
         joined = torch.cat(bands, 2)
         # weights that are not finite are nobody's patch: whoever looks at the picture says what is wrong
         difference = torch.where(torch.isfinite(whole), joined - whole, 0.0) if joined.shape == whole.shape else None
@@ -73,17 +80,17 @@ def _proven_handling(conv: Conv, device: torch.device, dtype: torch.dtype) -> Ha
     raise PlanError(f"{conv.name} ({type(conv.module).__name__}) was changed by another extension and is not local.")
 
 
-def call_on_band(conv: Conv, mode: Handling, rows: Rows, tall: int, top: int, bottom: int) -> Tensor:
+def call_on_band(conv: Conv, handling: Handling, entering: SourceRows, top: int, bottom: int) -> Tensor:
     """Call the module on the input rows of output rows [top, bottom) and crop what its own padding spoiled.
 
     Args:
-        rows: Gives rows [a, b) of the module's input, inside the picture of `tall` rows.
+        entering: The module's input.
     """
-    first, last = rows_fetched(conv, tall, top, bottom, mode)
-    if first >= 0 and last <= tall:
-        band = rows(first, last)
+    first, last = rows_fetched(conv, entering.height, top, bottom, handling)
+    if first >= 0 and last <= entering.height:
+        band = entering.rows(first, last)
     else:
-        band = torch.cat([rows(a, b) for a, b in _wrapped(first, last, tall)], 2)
+        band = torch.cat([entering.rows(a, b) for a, b in _wrapped(first, last, entering.height)], 2)
     y = call_module(conv.module, band)
     start = top - first // conv.stride[0]
     return y[:, :, start : start + bottom - top]

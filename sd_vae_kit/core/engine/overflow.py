@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,32 @@ class HalfIsNotEnough(Exception):  # noqa: N818 - not an error for users: the ca
     """Neither an exponent nor fp32 for single steps keeps this call finite, or the user wants another way."""
 
 
+@dataclass(frozen=True)
+class RepairLimits:
+    """What may be done where a value is out of range.
+
+    Attributes:
+        may_repair: False: the first value out of range ends the run.
+        may_widen: False: exponents only, no step in fp32.
+    """
+
+    may_repair: bool = True
+    may_widen: bool = True
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose values they are, for messages.
+
+    Attributes:
+        label: What messages call the VAE.
+        before: Layers that made the input from somebody else's; they are looked at before that one is blamed.
+    """
+
+    label: str = "this VAE"
+    before: Sequence[nn.Module] = ()
+
+
 class RangeGuard:
     """Accepts bands that are finite, and says what may be done about others; one for each call.
 
@@ -38,10 +65,8 @@ class RangeGuard:
         x: Its input, looked at only when something went wrong.
         dtype: Of the stored values.
         ranges: What is known already; it is changed as repairs need it.
-        label: What messages call the VAE.
-        may_repair: False: the first value out of range ends the run.
-        may_widen: False: exponents only, no step in fp32.
-        before: Layers that made the input from somebody else's; they are looked at before that one is blamed.
+        limits: What may be done.
+        origin: Whose values they are.
 
     Attributes:
         recomputed: Step name -> how much of the step was computed again, in steps (a band of a quarter: 0.25).
@@ -49,11 +74,11 @@ class RangeGuard:
     """
 
     def __init__(
-        self, graph: LayerGraph, x: Tensor, dtype: torch.dtype, ranges: Ranges, *, label: str = "this VAE",
-        may_repair: bool = True, may_widen: bool = True, before: Sequence[nn.Module] = (),
+        self, graph: LayerGraph, x: Tensor, dtype: torch.dtype, ranges: Ranges,
+        limits: RepairLimits = RepairLimits(), origin: Origin = Origin(),
     ) -> None:  # fmt: skip
-        self.graph, self.x, self.dtype, self.ranges, self.label = graph, x, dtype, ranges, label
-        self.may_repair, self.may_widen, self.before = may_repair, may_widen, before
+        self.graph, self.x, self.dtype, self.ranges = graph, x, dtype, ranges
+        self.limits, self.origin = limits, origin
         self.limit = _limit(dtype)
         self.recomputed: dict[str, float] = defaultdict(float)
         self.rescued: list[tuple[str, int]] = []
@@ -67,20 +92,20 @@ class RangeGuard:
         Raises:
             OutOfRange: It holds a value that is not finite, or the largest number there is.
         """
-        sound = self.is_sound(band) if moments is None else self._within(moments) or self.is_sound(band)
-        if not sound:
+        proven = moments is not None and self._proves_range(moments)
+        if not proven and not self.is_in_range(band):
             raise OutOfRange(f"{step.name}, rows {rows[0]} to {rows[1]}")
         return band
 
-    def is_sound(self, x: Tensor) -> bool:
+    def is_in_range(self, x: Tensor) -> bool:
         """Whether all numbers are finite and none is the largest there is; reads x once, waits for the device."""
         return largest(x) < _limit(x.dtype)  # False for NaN
 
     def fits(self, x: Tensor, bits: int) -> bool:
-        """Whether x times 2**bits would still be sound."""
+        """Whether x times 2**bits would still be in range."""
         return largest(x) * 2.0**bits < _limit(x.dtype)
 
-    def _within(self, moments: BandMoments) -> bool:
+    def _proves_range(self, moments: BandMoments) -> bool:
         """Whether the statistics alone prove that every value is inside the range."""
         mean, variance = moments.host
         furthest = mean.abs() + (moments.count * variance).sqrt()
@@ -95,15 +120,15 @@ class RangeGuard:
         """
         if step.name not in self._examined:
             self._examined.add(step.name)
-            check_weights(self.graph, self.label, self.before)
+            check_weights(self.graph, self.origin.label, self.origin.before)
             check_input(self.graph, self.x)
-            check_weights(self.graph, self.label, step_modules(step))
-        if not self.may_repair:
+            check_weights(self.graph, self.origin.label, step_modules(step))
+        if not self.limits.may_repair:
             raise HalfIsNotEnough(step.name)
 
-    def widen(self, value: int) -> bool:
+    def widen(self, node: int) -> bool:
         """Allow fp32 for this step; False if it has it already or must not have it."""
-        return self.may_widen and self.dtype.itemsize < 4 and self.ranges.widen(value)
+        return self.limits.may_widen and self.dtype.itemsize < 4 and self.ranges.widen(node)
 
     def note(self, step: Step | AttentionStep, top: int, share: float) -> None:
         """Remember that a band, `share` of its step, is computed again."""

@@ -1,6 +1,6 @@
 """How each step of a graph is computed so that its values stay inside half precision's range.
 
-A value is stored divided by a power of two, its exponent: GroupNorm cancels the factor, convolutions and sums carry it
+A node is stored divided by a power of two, its exponent: GroupNorm cancels the factor, convolutions and sums carry it
 along, so the picture is the same.  Where that is impossible (a norm whose own result is too large) the step is computed
 in fp32.  What a graph needed is a small record by step names, which can be kept for the next picture.
 """
@@ -23,7 +23,7 @@ class PrecisionFixes:
     """What one graph needed to stay finite in half precision.
 
     Attributes:
-        shifts: Step name -> exponent of its value.  Attention has two more, by its name and ".query" (queries divided,
+        shifts: Step name -> exponent of its node.  Attention has two more, by its name and ".query" (queries divided,
             keys multiplied; negative the other way round) or ".value".
         fp32: Names of the steps that were computed in fp32.
         whole: "fp32" or "bf16" if the whole call had to be run in it, else "".
@@ -41,7 +41,7 @@ class PrecisionFixes:
 
 
 class Ranges:
-    """The exponents and the fp32 steps of one call, all samples together; changed where a value turns out too large.
+    """The exponents and the fp32 steps of one call, all samples together; changed where a node turns out too large.
 
     Args:
         graph: What runs.
@@ -53,13 +53,13 @@ class Ranges:
         self.fixes = PrecisionFixes() if fixes is None else fixes.copy()
         self.exponents: dict[int, int] = {0: 0}
 
-    def exponent(self, value: int) -> int:
-        """k: the value is stored divided by 2**k.  It is decided when the value is first asked for."""
-        if value not in self.exponents:
-            step = self.graph.steps[value - 1]
+    def exponent(self, node: int) -> int:
+        """k: the node is stored divided by 2**k.  It is decided when the node is first asked for."""
+        if node not in self.exponents:
+            step = self.graph.steps[node - 1]
             known = self.fixes.shifts.get(step.name, 0)
-            self.exponents[value] = max(known, self._inherited(step)) if self.can_shift(value) else 0
-        return self.exponents[value]
+            self.exponents[node] = max(known, self._inherited(step)) if self.can_shift(node) else 0
+        return self.exponents[node]
 
     def _inherited(self, step: Step | AttentionStep) -> int:
         """A sum keeps the exponent of the stream it adds to, a convolution of a bare stream that of the stream."""
@@ -69,46 +69,46 @@ class Ranges:
             return self.exponent(step.residual)
         return self.exponent(step.source) if step.norm is None and is_homogeneous(step) else 0
 
-    def can_shift(self, value: int) -> bool:
-        """Whether readers of this value can take an exponent into account; the result has none."""
-        step = self.graph.steps[value - 1]
-        if value == len(self.graph.steps):
+    def can_shift(self, node: int) -> bool:
+        """Whether readers of this node can take an exponent into account; the result has none."""
+        step = self.graph.steps[node - 1]
+        if node == len(self.graph.steps):
             return False
         return isinstance(step, AttentionStep) or step.post in (None, relu_)
 
-    def gain(self, value: int) -> int:
-        """g: the convolution's answer has to be multiplied by 2**g to be stored with the value's exponent."""
-        step = self.graph.steps[value - 1]
+    def gain(self, node: int) -> int:
+        """g: the convolution's answer has to be multiplied by 2**g to be stored with the node's exponent."""
+        step = self.graph.steps[node - 1]
         if step.norm is None and isinstance(step, Step) and is_homogeneous(step):
-            return self.exponent(step.source) - self.exponent(value)
-        return -self.exponent(value)
+            return self.exponent(step.source) - self.exponent(node)
+        return -self.exponent(node)
 
-    def is_wide(self, value: int) -> bool:
+    def is_wide(self, node: int) -> bool:
         """Whether the step is computed in fp32."""
-        return self.graph.steps[value - 1].name in self.fixes.fp32
+        return self.graph.steps[node - 1].name in self.fixes.fp32
 
-    def shift(self, value: int) -> bool:
-        """Store the value smaller; False if it cannot be."""
-        known = self.exponent(value)
-        if not self.can_shift(value) or known >= MAX_SHIFT:
+    def shift(self, node: int) -> bool:
+        """Store the node smaller; False if it cannot be."""
+        known = self.exponent(node)
+        if not self.can_shift(node) or known >= MAX_SHIFT:
             return False
-        self.exponents[value] = self.fixes.shifts[self.graph.steps[value - 1].name] = known + SHIFT_STEP
+        self.exponents[node] = self.fixes.shifts[self.graph.steps[node - 1].name] = known + SHIFT_STEP
         return True
 
-    def widen(self, value: int) -> bool:
+    def widen(self, node: int) -> bool:
         """Compute the step in fp32; False if it already is."""
-        if self.is_wide(value):
+        if self.is_wide(node):
             return False
-        self.fixes.fp32.add(self.graph.steps[value - 1].name)
+        self.fixes.fp32.add(self.graph.steps[node - 1].name)
         return True
 
-    def compute_dtype(self, value: int, usual: torch.dtype) -> torch.dtype:
-        return torch.float32 if self.is_wide(value) and usual.itemsize < 4 else usual
+    def compute_dtype(self, node: int, usual: torch.dtype) -> torch.dtype:
+        return torch.float32 if self.is_wide(node) and usual.itemsize < 4 else usual
 
     @property
     def steps_shifted(self) -> int:
-        """How many steps have a value, or queries, keys or values of attention, that is stored with an exponent."""
-        names = {self.graph.steps[value - 1].name for value, exponent in self.exponents.items() if exponent}
+        """How many steps have a node, or queries, keys or values of attention, that is stored with an exponent."""
+        names = {self.graph.steps[node - 1].name for node, exponent in self.exponents.items() if exponent}
         known = {step.name for step in self.graph.steps}
         inner = {name.rpartition(".")[0] for name, exponent in self.fixes.shifts.items() if exponent}
         return len(names | (inner & known))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sd_vae_kit.core.engine.device_tensors import dense, empty
-from sd_vae_kit.core.engine.edges import Rows
+from sd_vae_kit.core.engine.edges import SourceRows
 from sd_vae_kit.core.engine.padding import zero_padded
 
 
@@ -30,7 +30,7 @@ def subpixel_weight(weight: Tensor) -> Tensor:
     return phases.flatten(0, 1).permute(0, 3, 1, 2)
 
 
-def upsampled(weight: Tensor, bias: Tensor | None, rows: Rows, height: int, top: int, bottom: int) -> Tensor:
+def upsampled(weight: Tensor, bias: Tensor | None, source: SourceRows, top: int, bottom: int) -> Tensor:
     """Rows [top, bottom) of a 3x3 convolution of the picture with every pixel repeated 2x2, zeros outside.
 
     Three neighbouring rows of the large picture are two rows of the small one, so each of the four places in a 2x2
@@ -38,8 +38,8 @@ def upsampled(weight: Tensor, bias: Tensor | None, rows: Rows, height: int, top:
     window r/2, odd ones (r+1)/2; columns likewise.
     """
     first, last = (top + 1) // 2, bottom // 2  # windows, inclusive
-    a, b = max(first - 1, 0), min(last + 1, height)
-    x = rows(a, b)
+    a, b = max(first - 1, 0), min(last + 1, source.height)
+    x = source.rows(a, b)
     above, below = a - (first - 1), last + 1 - b
     if above != below:
         x, above = zero_padded(x, above=above, below=below), 0

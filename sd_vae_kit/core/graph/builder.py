@@ -38,7 +38,7 @@ class Builder:
 
     @property
     def last(self) -> int:
-        """Index of the newest value."""
+        """Index of the newest node."""
         return len(self.steps)
 
     def add(self, step: AnyStep) -> int:
@@ -63,17 +63,21 @@ class Builder:
         if getattr(module, "transposed", False):
             raise UnsupportedVaeError(f"{self.name(module)} is a transposed convolution.")
         facts: Any = self.use(module)
-        kernel, stride, dilation = tuple(facts.kernel_size), tuple(facts.stride), tuple(facts.dilation)
-        padding = facts.padding
-        if isinstance(padding, str):
-            sides = [d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-            if padding == "same" and any(k % 2 == 0 for k in kernel):
-                raise UnsupportedVaeError(f"{self.name(module)} has an even kernel with padding 'same'.")
-            padding = sides
         return Conv(
-            module, self.name(module), resize, kernel, stride, (padding[0], padding[1]), dilation,
-            int(facts.in_channels), int(facts.out_channels),
+            module, self.name(module), resize, tuple(facts.kernel_size), tuple(facts.stride), self._padding(facts),
+            tuple(facts.dilation), int(facts.in_channels), int(facts.out_channels), int(getattr(facts, "groups", 0)),
         )  # fmt: skip
+
+    def _padding(self, module: Any) -> tuple[int, int]:
+        """(height, width) of a convolution's padding, which torch also takes as a word."""
+        if not isinstance(module.padding, str):
+            return module.padding[0], module.padding[1]
+        if module.padding != "same":
+            return 0, 0
+        if any(kernel % 2 == 0 for kernel in module.kernel_size):
+            raise UnsupportedVaeError(f"{self.name(module)} has an even kernel with padding 'same'.")
+        height, width = (d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+        return height, width
 
     def optional_conv(self, module: object) -> None:
         """A convolution between the network and the latent space, if there is one."""

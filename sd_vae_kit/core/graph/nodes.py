@@ -1,9 +1,9 @@
-"""What a VAE is taken apart into: a flat list of steps with the VAE's own modules, and the values between them."""
+"""What a VAE is taken apart into: a flat list of steps with the VAE's own modules, and the nodes between them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -26,6 +26,7 @@ class Conv:
         resize: "up": both sides doubled by repetition first; "down": one row of zeros below and one column to the
             right, as ldm pads before its stride of 2.
         kernel, stride, padding, dilation: (height, width) of each, from the module's attributes.
+        groups: The module's; 0 where it does not say.
     """
 
     module: nn.Module
@@ -37,6 +38,7 @@ class Conv:
     dilation: tuple[int, int] = (1, 1)
     channels_in: int = 0
     channels_out: int = 0
+    groups: int = 1
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -58,14 +60,14 @@ class Conv:
 
 @dataclass(frozen=True)
 class Step:
-    """value = post(conv(act(norm(value[source]))) + shortcut(value[residual])) / divisor; absent parts are left out.
+    """node = post(conv(act(norm(node[source]))) + shortcut(node[residual])) / divisor; absent parts are left out.
 
     Attributes:
         name: Place in the VAE, such as "decoder.up.0.block.1.conv2".
-        source: Index of the value it reads: 0 is the graph's input, i + 1 the output of step i.
+        source: Index of the node it reads: 0 is the graph's input, i + 1 the output of step i.
         norm: A GroupNorm over the whole source.
-        residual: Index of the value that is added.
-        shortcut: Convolution on the way of that value, where the channels change.
+        residual: Index of the node that is added.
+        shortcut: Convolution on the way of that node, where the channels change.
         divisor: diffusers' `output_scale_factor`.
     """
 
@@ -86,7 +88,7 @@ class Step:
 
 @dataclass(frozen=True)
 class AttentionStep:
-    """value = (value[source] + out(attention(query, key, value of norm(value[source])))) / divisor.
+    """node = (node[source] + out(attention(query, key, value of norm(node[source])))) / divisor.
 
     Attributes:
         query, key, value, out: Modules without reach: 1x1 convolutions, or linear layers if `linear`.
@@ -119,7 +121,7 @@ class LayerGraph:
     """The steps of one encoder or decoder.
 
     Attributes:
-        steps: Step i makes value i + 1; the last value is the result.
+        steps: Step i makes node i + 1; the last node is the result.
         channels_in: Channels of the input.
         name: "encoder" or "decoder", for messages.
     """
@@ -142,15 +144,22 @@ class LayerGraph:
 
     @property
     def readers(self) -> list[list[int]]:
-        """For each value, the steps (as value indexes) that read it."""
+        """For each node, the steps (as node indexes) that read it."""
         result: list[list[int]] = [[] for _ in range(len(self.steps) + 1)]
         for i, step in enumerate(self.steps):
             for source in step.reads:
                 result[source].append(i + 1)
         return result
 
+    def outline(self) -> LayerGraph:
+        """The same steps with stand-ins for modules and functions: enough to plan with, equal for equal structures.
+
+        It holds nobody's weights, so it can be kept.
+        """
+        return LayerGraph(tuple(_outlined(step) for step in self.steps), self.channels_in, self.name)
+
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """(channels, height, width) of every value, the input of (height, width) first.
+        """(channels, height, width) of every node, the input of (height, width) first.
 
         Raises:
             UnsupportedVaeError: The picture is too small for this network.
@@ -176,7 +185,23 @@ class LayerGraph:
                 yield from step.conv.module.parameters()
 
 
+def _no_function(x: Tensor) -> Tensor:
+    raise AssertionError("an outline is never run")
+
+
+_NO_MODULE = nn.Identity()
+
+
+def _outlined(step: AnyStep) -> AnyStep:
+    norm = None if step.norm is None else _NO_MODULE
+    if isinstance(step, AttentionStep):
+        return replace(step, norm=norm, query=_NO_MODULE, key=_NO_MODULE, value=_NO_MODULE, out=_NO_MODULE)
+    convs = [None if conv is None else replace(conv, module=_NO_MODULE) for conv in (step.conv, step.shortcut)]
+    act = None if step.act is None else _no_function
+    return replace(step, norm=norm, act=act, conv=convs[0], shortcut=convs[1], post=None)
+
+
 def is_subpixel(conv: Conv) -> bool:
     """Whether repetition and convolution can be one convolution of the small picture: see `upsampled`."""
-    facts = (conv.resize, conv.kernel, conv.stride, conv.padding, conv.dilation, getattr(conv.module, "groups", 0))
+    facts = (conv.resize, conv.kernel, conv.stride, conv.padding, conv.dilation, conv.groups)
     return facts == ("up", (3, 3), (1, 1), (1, 1), (1, 1), 1)

@@ -21,10 +21,10 @@ class Plan:
     Attributes:
         kind: Its name, for people.
         device, dtype: Where and in what type the activations are computed.
-        stored: Indexes of the values that exist whole; others are computed again where they are read.  None: all.
+        stored: Indexes of the nodes that exist whole; others are computed again where they are read.  None: all.
         band_bytes: What the temporaries of one band may take; None: one band as high as the picture.
         attention_bytes: What the scores of one chunk of queries may take.
-        on_host: Whether stored values live in host memory and visit the device band by band.
+        on_host: Whether stored nodes live in host memory and visit the device band by band.
     """
 
     kind: Kind
@@ -52,7 +52,7 @@ class RunStats:
 
 
 def is_remote(plan: Plan) -> bool:
-    """Whether stored values live in another memory than the computation's; on the CPU there is only one."""
+    """Whether stored nodes live in another memory than the computation's; on the CPU there is only one."""
     return plan.on_host and plan.device.type != "cpu"
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from sd_vae_kit.core.engine.band_guard import BandGuard
 from sd_vae_kit.core.engine.stream import run_streamed
 from sd_vae_kit.core.graph.nodes import LayerGraph
+from sd_vae_kit.core.plan.candidates import LeanLimits, PlanSearch
 from sd_vae_kit.core.plan.cost import Cost, predict
 from sd_vae_kit.core.plan.plan import OnStep, Plan, RunStats
-from sd_vae_kit.core.plan.planner import LEAN_EXTRA, candidate_plans, fits_ram, lean_plan
+from sd_vae_kit.core.plan.planner import fits_ram
 from sd_vae_kit.core.run.planning import plan_mode
 from sd_vae_kit.core.run.request import DEFAULT, RunRequest
 from sd_vae_kit.errors import NoMemoryError
@@ -104,11 +105,11 @@ def _is_smaller(cost: Cost, than: int) -> bool:
 
 def _smaller_plans(graph: LayerGraph, x: Tensor, failed: Plan) -> list[Plan]:
     """The candidates, and leaner versions of a plan whose bands were already smaller than theirs."""
-    plans = list(candidate_plans(graph, x.shape, failed.dtype, failed.device, 0))
+    search = PlanSearch(graph, x.shape, failed.dtype, failed.device)
+    plans = list(search.candidates(0))
     if failed.band_bytes is not None:
-        for extra, share in ((LEAN_EXTRA, 2), (4.0, 8)):
-            bands = max(1, failed.band_bytes // share)
-            plans.append(lean_plan(graph, x.shape, failed.device, failed.dtype, extra=extra, band_bytes=bands))
+        for extra, share in ((LeanLimits.extra, 2), (4.0, 8)):
+            plans.append(search.lean(LeanLimits(extra, band_bytes=max(1, failed.band_bytes // share))))
     return plans
 
 

@@ -9,10 +9,9 @@ from torch import nn
 
 from sd_vae_kit.core.graph.from_module import LayerGraph, decoder_graph, encoder_graph
 from sd_vae_kit.core.halves import Half
-from sd_vae_kit.core.plan.cost import predict
 from sd_vae_kit.core.plan.plan import Plan
 from sd_vae_kit.core.plan.planner import PlanChoice, PlanMode, choose_plan
-from sd_vae_kit.core.plan.schedule import make_schedule
+from sd_vae_kit.core.plan.search_cache import SEARCHES
 from sd_vae_kit.errors import PlanError, StepAsideError, UnsupportedVaeError
 from sd_vae_kit.settings.sections import STREAM, TilingSettings
 
@@ -61,14 +60,16 @@ def plan_mode(tiling: TilingSettings, half: Half) -> PlanMode:
 
 def most_bands(graph: LayerGraph, plan: Plan, shape: tuple[int, ...]) -> int:
     """Bands of the step that a plan cuts into most of them; 1: the picture runs whole."""
-    return max(len(sweep.bands) for sweep in make_schedule(graph, plan, (shape[2], shape[3])))
+    with SEARCHES.opened(graph, shape, plan.dtype, plan.device) as search:
+        return search.most_bands(plan)
 
 
 def _in_bands(graph: LayerGraph, shape: tuple[int, ...], chosen: PlanChoice) -> PlanChoice:
     """A plan that streams has at least two bands: a small picture gets smaller ones, so that it takes less memory."""
     finer = chosen.plan
-    while finer.band_bytes and finer.band_bytes > SMALLEST_BAND and most_bands(graph, finer, shape) == 1:
-        finer = dataclasses.replace(finer, band_bytes=finer.band_bytes // 2)
-    if finer == chosen.plan or most_bands(graph, finer, shape) == 1:
-        return chosen
-    return dataclasses.replace(chosen, plan=finer, cost=predict(graph, finer, shape))
+    with SEARCHES.opened(graph, shape, finer.dtype, finer.device) as search:
+        while finer.band_bytes and finer.band_bytes > SMALLEST_BAND and search.most_bands(finer) == 1:
+            finer = dataclasses.replace(finer, band_bytes=finer.band_bytes // 2)
+        if finer == chosen.plan or search.most_bands(finer) == 1:
+            return chosen
+        return dataclasses.replace(chosen, plan=finer, cost=search.cost(finer))

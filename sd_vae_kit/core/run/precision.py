@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sd_vae_kit.core.dtypes import dtype_word
-from sd_vae_kit.core.engine.overflow import HalfIsNotEnough, RangeGuard, check_weights
+from sd_vae_kit.core.engine.overflow import HalfIsNotEnough, Origin, RangeGuard, RepairLimits, check_weights
 from sd_vae_kit.core.engine.ranges import PrecisionFixes, Ranges
 from sd_vae_kit.core.graph.nodes import LayerGraph
 from sd_vae_kit.core.plan.plan import Plan, RunStats
@@ -91,10 +91,9 @@ class _Attempts:
     def _guard(self, dtype: torch.dtype) -> RangeGuard:
         policy = self.request.policy
         ranges = Ranges(self.graph, self.known if dtype == torch.float16 else None)
-        return RangeGuard(
-            self.graph, self.x, dtype, ranges, label=self.request.label, may_widen=policy.may_use_fp32,
-            may_repair=dtype == torch.float16 and not policy.prefer_bf16, before=self.request.before,
-        )  # fmt: skip
+        limits = RepairLimits(dtype == torch.float16 and not policy.prefer_bf16, policy.may_use_fp32)
+        origin = Origin(self.request.label, self.request.before)
+        return RangeGuard(self.graph, self.x, dtype, ranges, limits, origin)
 
     def _next_dtype(self, failed: torch.dtype, step: str) -> torch.dtype:
         """The next precision for the whole call.

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 
 from sd_vae_kit.core.engine import malloc_trim as heap
-from sd_vae_kit.core.plan.planner import stream_plan
+from sd_vae_kit.core.plan.candidates import stream_plan
 
 PLAN = stream_plan(torch.device("cpu"), torch.float32)
 LEAST = heap.churn_limit(PLAN) // 4

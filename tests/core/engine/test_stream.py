@@ -21,11 +21,11 @@ from vae_zoo import (
 )
 
 from sd_vae_kit.core.engine import attention
-from sd_vae_kit.core.engine import stream as streaming
+from sd_vae_kit.core.engine.node_store import NodeStore
 from sd_vae_kit.core.engine.stream import Plan, RunStats, run_streamed
 from sd_vae_kit.core.graph.from_module import decoder_graph, encoder_graph
 from sd_vae_kit.core.networks.autoencoder import NetConfig
-from sd_vae_kit.core.plan.schedule import all_values, make_schedule, must_be_stored, split_rows
+from sd_vae_kit.core.plan.schedule import all_nodes, make_schedule, must_be_stored, split_rows
 from sd_vae_kit.errors import Interrupted, PlanError
 
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def test_any_size_padding_band_height_and_choice_of_stored_values(
         recast(vae, CastingConv)
     graph = decoder_graph(vae) if part == "decoder" else encoder_graph(vae)
     x = picture(4, height, width, batch, seed) if part == "decoder" else picture(3, 2 * height + odd, 2 * width, batch)
-    stored = (all_values(graph) - set(leaving_out)) | must_be_stored(graph)
+    stored = (all_nodes(graph) - set(leaving_out)) | must_be_stored(graph)
     with torch.no_grad():
         expected = vae.decode(x) if part == "decoder" else vae.encode(x)
     stats = RunStats()
@@ -406,24 +406,24 @@ def test_a_full_card_says_nothing_about_the_kernel(kernel):
 def test_residual_blocks_are_written_over_their_input():
     graph = decoder_graph(small_vae())
     schedule = make_schedule(graph, plan_for(graph), (16, 12))
-    over = {graph.steps[event.value - 1].name: event for event in schedule}
+    over = {graph.steps[sweep.node - 1].name: sweep for sweep in schedule}
     assert over["decoder.up.0.block.1.conv2"].over is not None
     assert over["decoder.up.0.block.1.conv2"].held == 0
     # channels change: the result goes over the inner activation, of which the next band still reads a row
     assert over["decoder.up.0.block.0.conv2"].held == 1
-    assert all(event.over != 0 for event in schedule), "the caller's tensor is never written"
+    assert all(sweep.over != 0 for sweep in schedule), "the caller's tensor is never written"
 
 
 def test_what_nobody_reads_any_more_is_freed(monkeypatch):
     graph = decoder_graph(small_vae())
     alive = []
-    original = streaming._Target._keep
+    original = NodeStore.keep
 
-    def keep(self, value):
-        original(self, value)
-        alive.append(len(self.stream.values))
+    def keep(self, *given):
+        original(self, *given)
+        alive.append(len(self))
 
-    monkeypatch.setattr(streaming._Target, "_keep", keep)
+    monkeypatch.setattr(NodeStore, "keep", keep)
     run_streamed(graph, picture(4, 8, 8), plan_for(graph))
     assert len(alive) == len(graph.steps)
     assert max(alive) <= 3

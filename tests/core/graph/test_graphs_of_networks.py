@@ -12,7 +12,7 @@ from sd_vae_kit.core.graph.builder import is_pointwise
 from sd_vae_kit.core.graph.from_module import AttentionStep, Step, decoder_graph, encoder_graph
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
 from sd_vae_kit.core.networks.taesd import TinyAutoencoder, TinyConfig
-from sd_vae_kit.core.plan.schedule import all_values, must_be_stored
+from sd_vae_kit.core.plan.schedule import all_nodes, must_be_stored
 from sd_vae_kit.errors import UnsupportedVaeError
 
 CPU = torch.device("cpu")
@@ -164,7 +164,7 @@ def test_every_layout_at_any_size_and_padding(layout, height, width, batch, band
     # reflection needs two pixels, and a circle of one is constant: norms of variance 0 blow rounding up a thousandfold
     z = picture(4, height + (padding != "zeros"), width + (padding != "zeros"), batch)
     graph, stats = decoder_graph(vae), RunStats()
-    stored = (all_values(graph) - set(leaving_out)) | must_be_stored(graph)
+    stored = (all_nodes(graph) - set(leaving_out)) | must_be_stored(graph)
     with torch.no_grad():
         expected = forward(vae, z)
     y = run_streamed(graph, z, Plan("stream-lean", CPU, z.dtype, stored, band_bytes), stats=stats)

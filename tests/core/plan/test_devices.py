@@ -7,17 +7,17 @@ import pytest
 import torch
 from vae_zoo import picture, set_padding_mode, small_vae
 
-from sd_vae_kit.core.engine import device_tensors
-from sd_vae_kit.core.engine import stream as streaming
+from sd_vae_kit.core.engine import device_tensors, node_store
 from sd_vae_kit.core.engine.device_tensors import without_autocast
 from sd_vae_kit.core.engine.offload import CudaCopyStreams, OffloadedStore
 from sd_vae_kit.core.engine.stream import Plan, RunStats, run_streamed
 from sd_vae_kit.core.graph.from_module import decoder_graph, encoder_graph
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig
+from sd_vae_kit.core.plan.candidates import LeanLimits, PlanSearch, host_plan
 from sd_vae_kit.core.plan.cost import predict
 from sd_vae_kit.core.plan.devices import TRAITS, Traits, traits
 from sd_vae_kit.core.plan.free_memory import free_memory, free_ram
-from sd_vae_kit.core.plan.planner import candidate_plans, choose_plan, host_plan, lean_plan
+from sd_vae_kit.core.plan.planner import choose_plan
 from sd_vae_kit.core.run.oom_retry import release_cached
 from sd_vae_kit.units import MIB
 
@@ -52,7 +52,7 @@ def test_the_way_of_every_kind_of_device_gives_the_ordinary_picture(kind, part, 
     monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
     for plan in (
         Plan("stream", CPU, torch.float32, None, 12_000),
-        lean_plan(graph, x.shape, CPU, torch.float32, extra=3.0, band_bytes=12_000),
+        PlanSearch(graph, x.shape, torch.float32, CPU).lean(LeanLimits(extra=3.0, band_bytes=12_000)),
     ):
         stats = RunStats()
         torch.testing.assert_close(run_streamed(graph, x, plan, stats=stats), expected, rtol=0, atol=5e-5)
@@ -197,8 +197,8 @@ def test_copies_beside_the_computation_never_meet(part, padding, brings_late, se
             self.made += 1
             return super().empty(shape, dtype)
 
-    monkeypatch.setattr(streaming, "OffloadedStore", Link)
-    monkeypatch.setattr(streaming, "is_remote", lambda plan: plan.on_host)
+    monkeypatch.setattr(node_store, "OffloadedStore", Link)
+    monkeypatch.setattr(node_store, "is_remote", lambda plan: plan.on_host)
     vae = set_padding_mode(small_vae(), padding)
     graph, x = program_and_input(vae, part)
     stats = RunStats()
@@ -295,7 +295,7 @@ def test_host_memory_leaves_little_on_the_device_at_4096_px():
 
 def test_host_memory_is_only_planned_where_there_is_enough_of_it(monkeypatch):
     graph, shape, device = full_decoder(), (1, 4, 512, 512), torch.device("cuda", 0)
-    kinds = [plan.kind for plan in candidate_plans(graph, shape, torch.float16, device, 0)]
+    kinds = [plan.kind for plan in PlanSearch(graph, shape, torch.float16, device).candidates(0)]
     assert kinds[-2:] == ["stream-host", "stream-host"]
     ram = {"cpu": 64 << 30}
 

@@ -9,15 +9,17 @@ import torch
 from counted_memory import Peak
 from vae_zoo import picture, small_vae
 
-from sd_vae_kit.core.engine import stream as streaming
+from sd_vae_kit.core.engine import node_store
 from sd_vae_kit.core.engine.stream import Plan, RunStats, run_streamed
 from sd_vae_kit.core.graph.from_module import decoder_graph, encoder_graph
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
-from sd_vae_kit.core.plan import planner
+from sd_vae_kit.core.plan import candidates
+from sd_vae_kit.core.plan.candidates import LeanLimits, PlanSearch, stream_plan, whole_plan
 from sd_vae_kit.core.plan.cost import predict
 from sd_vae_kit.core.plan.free_memory import Free, free_memory, free_ram
-from sd_vae_kit.core.plan.planner import candidate_plans, choose_plan, lean_plan, stream_plan, whole_plan
-from sd_vae_kit.core.plan.schedule import all_values
+from sd_vae_kit.core.plan.planner import choose_plan
+from sd_vae_kit.core.plan.schedule import all_nodes
+from sd_vae_kit.core.plan.search_cache import SEARCHES
 from sd_vae_kit.core.run import oom_retry as ladder_module
 from sd_vae_kit.core.run.oom_retry import is_out_of_memory, run_with_retries
 from sd_vae_kit.core.run.request import RunRequest
@@ -44,8 +46,8 @@ def plans(graph, shape):
     return {
         "whole": whole_plan(CPU, torch.float32),
         "stream": stream_plan(CPU, torch.float32, 1 * MIB),
-        "lean": lean_plan(graph, shape, CPU, torch.float32, band_bytes=1 * MIB),
-        "leaner": lean_plan(graph, shape, CPU, torch.float32, extra=3.0, band_bytes=MIB // 2),
+        "lean": PlanSearch(graph, shape, torch.float32, CPU).lean(LeanLimits(band_bytes=1 * MIB)),
+        "leaner": PlanSearch(graph, shape, torch.float32, CPU).lean(LeanLimits(extra=3.0, band_bytes=MIB // 2)),
     }
 
 
@@ -73,7 +75,7 @@ def test_the_full_decoder_takes_two_activations_of_the_widest_level():
     graph, shape = decoder_graph(vae), (1, 4, 512, 512)
     per_pixel = predict(graph, stream_plan(CPU, torch.float16), shape).peak_bytes / 4096**2
     assert 768 <= per_pixel < 800  # 256 + 128 channels of two bytes, and the bands
-    lean = lean_plan(graph, shape, CPU, torch.float16)
+    lean = PlanSearch(graph, shape, torch.float16, CPU).lean(LeanLimits())
     cost, plain = predict(graph, lean, shape), predict(graph, stream_plan(CPU, torch.float16), shape)
     assert 384 <= cost.peak_bytes / 4096**2 < 410
     assert cost.macs <= 1.4 * plain.macs
@@ -83,14 +85,16 @@ def test_lean_plans_spend_no_more_arithmetic_than_they_may_and_stop_when_it_fits
     graph, shape = decoder_graph(small_vae(CONFIG)), (1, 4, 64, 64)
     plain = predict(graph, stream_plan(CPU, torch.float32, MIB), shape)
     costs = [
-        predict(graph, lean_plan(graph, shape, CPU, torch.float32, extra=extra, band_bytes=MIB), shape)
+        predict(
+            graph, PlanSearch(graph, shape, torch.float32, CPU).lean(LeanLimits(extra=extra, band_bytes=MIB)), shape
+        )
         for extra in (0.0, 0.5, 3.0)
     ]
     assert costs[0].peak_bytes == plain.peak_bytes
     assert costs[0].peak_bytes > costs[1].peak_bytes >= costs[2].peak_bytes
     assert costs[1].macs <= 1.5 * plain.macs
-    roomy = lean_plan(graph, shape, CPU, torch.float32, budget_bytes=plain.peak_bytes, band_bytes=MIB)
-    assert roomy.stored == all_values(graph)
+    roomy = search.lean(LeanLimits(budget_bytes=plain.peak_bytes, band_bytes=MIB))
+    assert roomy.stored == all_nodes(graph)
 
 
 @pytest.mark.parametrize("part", ["decoder", "encoder"])
@@ -101,7 +105,7 @@ def test_lean_plans_give_the_ordinary_picture(part):
     with torch.no_grad():
         expected = vae.decode(x) if part == "decoder" else vae.encode(x)
     for extra in (0.4, 3.0):
-        plan = lean_plan(graph, x.shape, CPU, torch.float32, extra=extra, band_bytes=MIB // 4)
+        plan = PlanSearch(graph, x.shape, torch.float32, CPU).lean(LeanLimits(extra=extra, band_bytes=MIB // 4))
         assert plan.stored is not None
         assert len(plan.stored) < len(graph.steps)
         stats = RunStats()
@@ -119,7 +123,8 @@ def test_a_tight_budget_is_planned_for_with_few_predictions(part, pixels, monkey
     shape = (1, 4, pixels // 8, pixels // 8) if part == "decoder" else (1, 3, pixels, pixels)
     whole = predict(graph, whole_plan(CPU, torch.float32), shape)
     asked = []
-    monkeypatch.setattr(planner, "predict", lambda *args: asked.append(args) or predict(*args))
+    SEARCHES.forget()
+    monkeypatch.setattr(candidates, "predict", lambda *args: asked.append(args) or predict(*args))
     choice = choose_plan(graph, shape, torch.float32, CPU, MIB)
     assert len(asked) < 500
     assert (choice.plan.kind, choice.fits, choice.reason) == ("stream-lean", False, "nothing smaller exists")
@@ -139,7 +144,7 @@ def test_a_roomy_budget_runs_whole_a_smaller_one_streams_the_smallest_recomputes
     graph, shape = decoder_graph(small_vae(CONFIG)), (1, 4, 128, 128)
     whole = predict(graph, whole_plan(CPU, torch.float32), shape).peak_bytes
     stream = predict(graph, stream_plan(CPU, torch.float32), shape).peak_bytes
-    lean = predict(graph, lean_plan(graph, shape, CPU, torch.float32), shape).peak_bytes
+    lean = predict(graph, PlanSearch(graph, shape, torch.float32, CPU).lean(LeanLimits()), shape).peak_bytes
     assert lean < stream < whole
     kinds = []
     for budget in (whole, stream, lean, 1):
@@ -349,7 +354,9 @@ def test_other_errors_and_interrupts_pass_through_the_ladder():
 
 def test_the_ladder_goes_down():
     graph, shape = decoder_graph(small_vae(CONFIG)), (1, 4, 128, 128)
-    peaks = [predict(graph, plan, shape).peak_bytes for plan in candidate_plans(graph, shape, torch.float32, CPU, 0)]
+    peaks = [
+        predict(graph, plan, shape).peak_bytes for plan in PlanSearch(graph, shape, torch.float32, CPU).candidates(0)
+    ]
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[-1] < 0.6 * peaks[0]
 
@@ -357,7 +364,7 @@ def test_the_ladder_goes_down():
 @pytest.mark.parametrize("is_remote", [False, True])
 def test_stream_host_is_exact_on_the_cpu_too(is_remote, monkeypatch):
     # True runs the bookkeeping of the link to a device, with the CPU as the device
-    monkeypatch.setattr(streaming, "is_remote", lambda plan: is_remote)
+    monkeypatch.setattr(node_store, "is_remote", lambda plan: is_remote)
     vae = small_vae()
     graph, z = decoder_graph(vae), picture(4, 16, 12)
     plan = Plan("stream-host", CPU, torch.float32, None, 12_000, on_host=True)

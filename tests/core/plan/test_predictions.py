@@ -7,8 +7,8 @@ from counted_memory import META, Peak, without_computing
 from sd_vae_kit.core.engine.stream import RunStats, run_streamed
 from sd_vae_kit.core.graph.from_module import decoder_graph, encoder_graph
 from sd_vae_kit.core.networks.autoencoder import AutoencoderKL, KlConfig, NetConfig
+from sd_vae_kit.core.plan.candidates import LeanLimits, PlanSearch, band_bytes_for, stream_plan, whole_plan
 from sd_vae_kit.core.plan.cost import predict
-from sd_vae_kit.core.plan.planner import band_bytes_for, lean_plan, stream_plan, whole_plan
 from sd_vae_kit.units import MIB
 
 FULL, NARROW = NetConfig(), NetConfig(ch=32)
@@ -21,7 +21,9 @@ def plan_named(name, graph, shape, dtype):
         return stream_plan(META, dtype, 16 * MIB)
     is_narrow = graph.shapes(shape[2:])[-2][0] < 100
     bands = band_bytes_for(graph, shape, dtype, 24 * MIB if is_narrow else 8 * MIB)
-    return lean_plan(graph, shape, META, dtype, extra={"lean": 0.4, "leanest": 3.0}[name], band_bytes=bands)
+    return PlanSearch(graph, shape, dtype, META).lean(
+        LeanLimits(extra={"lean": 0.4, "leanest": 3.0}[name], band_bytes=bands)
+    )
 
 
 SIZES = [

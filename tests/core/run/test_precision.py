@@ -73,10 +73,10 @@ def test_an_overflow_costs_no_accuracy_and_little_work(place, part, where):
 def test_a_block_that_is_written_over_its_input_recovers_wherever_it_fails(part, where):
     found, four_rows = case("stream", part, where), narrow_plan(band_bytes=10_500)
     graph = found.graph()
-    events = make_schedule(graph, four_rows, (found.x.shape[2], found.x.shape[3]))
-    event = next(event for event in events if graph.steps[event.value - 1].name == found.step)
-    assert event.over is not None, "this step is not in place"
-    tops = [top for top, _ in event.bands]
+    schedule = make_schedule(graph, four_rows, (found.x.shape[2], found.x.shape[3]))
+    sweep = next(sweep for sweep in schedule if graph.steps[sweep.node - 1].name == found.step)
+    assert sweep.over is not None, "this step is not in place"
+    tops = [top for top, _ in sweep.bands]
     assert len(tops) >= 5
     done, bands = rescued(found, plan=four_rows)
     assert len(done.report.rescued) == 1
