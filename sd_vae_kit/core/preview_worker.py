@@ -61,31 +61,41 @@ class Budget:
         self.spent += seconds
 
 
+@dataclass(frozen=True)
+class PreviewTiming:
+    """When previews are made.
+
+    Attributes:
+        share: Part of the wall time that rendering may take.
+        beside: Whether rendering happens in a thread of its own; else inside `offer`.
+        on_demand: Render only what was asked for with `ask`; else whatever is offered.
+        expected: Seconds the first preview will take, if it is known from an earlier job.
+    """
+
+    share: float = 0.2
+    beside: bool = True
+    on_demand: bool = False
+    expected: float = 0.0
+
+
 class Previews(Generic[Picture]):
     """The previews of one job.
 
     Args:
         render: From a latent (B, C, h, w) that it may keep and change to a picture, or None for none.
         show: What is done with the picture; called in the thread that rendered it, never after `close`.
-        share: Part of the wall time that rendering may take.
-        beside: Whether rendering happens in a thread of its own; else inside `offer`.
+        timing: When.
         sketch: A cheaper `render`, for the time until the budget allows the first real one.
-        on_demand: Render only what was asked for with `ask`; else whatever is offered.
-        expected: Seconds the first preview will take, if it is known from an earlier job.
     """
 
     def __init__(
         self,
         render: Callable[[Tensor], Picture | None],
         show: Callable[[Picture], object],
-        *,
-        share: float = 0.2,
+        timing: PreviewTiming = PreviewTiming(),
         sketch: Callable[[Tensor], Picture | None] | None = None,
-        beside: bool = True,
-        on_demand: bool = False,
-        expected: float = 0.0,
     ) -> None:
-        self.budget = Budget(share, expected)
+        self.budget = Budget(timing.share, timing.expected)
         self.rendered = 0
         self.failure = ""
         self.lasted = 0.0  # seconds from the beginning to `close`
@@ -93,8 +103,8 @@ class Previews(Generic[Picture]):
         self._sketch = sketch
         self._sketch_seconds = 0.0
         self._show: Callable[[Picture], object] | None = show
-        self._beside = beside
-        self._on_demand = on_demand
+        self._beside = timing.beside
+        self._on_demand = timing.on_demand
         self._changed = threading.Condition()
         self._started = time.perf_counter()
         self._offers = 0

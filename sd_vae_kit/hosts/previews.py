@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.core.preview import FIRST_CELLS, LINEAR_RGB, Decode, Previewer
-from sd_vae_kit.core.preview_worker import Previews
+from sd_vae_kit.core.preview_worker import Previews, PreviewTiming
 from sd_vae_kit.hosts.base import HostBase
 from sd_vae_kit.hosts.call_context import CallContext
 from sd_vae_kit.hosts.taesd import HostTaesd
@@ -115,7 +115,7 @@ class HostPreviews:
             with self._context.preview():
                 return original(state)
         if state.current_latent is not None:
-            with Previews(self._render, self._show, share=1.0, beside=False) as previews:
+            with Previews(self._render, self._show, PreviewTiming(share=1.0, beside=False)) as previews:
                 previews.offer(state.current_latent)
         return None
 
@@ -135,15 +135,9 @@ class HostPreviews:
         if self._running is None:
             self._settings, self._failed = self._options.settings.preview, False
             beside = bool(shared.parallel_processing_allowed)
-            self._running = Previews(
-                self._render,
-                self._show,
-                share=self._settings.share / 100,
-                sketch=self._sketch if shared.opts.show_progress_type == TAESD else None,
-                beside=beside,
-                on_demand=beside,
-                expected=self._expected,
-            )
+            timing = PreviewTiming(self._settings.share / 100, beside, on_demand=beside, expected=self._expected)
+            sketch = self._sketch if shared.opts.show_progress_type == TAESD else None
+            self._running = Previews(self._render, self._show, timing, sketch)
         return self._running
 
     def _close(self) -> None:

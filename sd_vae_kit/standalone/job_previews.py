@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from sd_vae_kit.core.preview import FIRST_CELLS, Previewer
-from sd_vae_kit.core.preview_worker import Previews
+from sd_vae_kit.core.preview_worker import Previews, PreviewTiming
 from sd_vae_kit.pictures.picture_file import Pixels
 from sd_vae_kit.settings.sections import OFF, PreviewSettings
 from sd_vae_kit.standalone.demo_model import FAMILY, fitted
@@ -63,7 +63,7 @@ class JobPreviews:
 
         linear = self.previewer("linear")
         cheaper, share = (sketch if method == "taesd" else None), settings.share / 100
-        previews = Previews(render, show, share=share, sketch=cheaper, expected=self._seconds)
+        previews = Previews(render, show, PreviewTiming(share, expected=self._seconds), cheaper)
         with previews:
             if method == OFF:
                 previews.close()

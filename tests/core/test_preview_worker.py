@@ -11,7 +11,7 @@ import torch
 from sd_vae_kit.core.networks.latent_format import FORMATS
 from sd_vae_kit.core.networks.taesd import tiny_decoder
 from sd_vae_kit.core.preview import Previewer
-from sd_vae_kit.core.preview_worker import Budget, Previews
+from sd_vae_kit.core.preview_worker import Budget, Previews, PreviewTiming
 from sd_vae_kit.standalone.sampling import karras_sigmas, sample_euler
 
 
@@ -46,7 +46,7 @@ def until(condition, seconds=10.0):
 
 def test_rendering_is_done_by_another_thread_one_at_a_time_and_the_newest_wins():
     slow, shown = Slow(), []
-    with Previews(slow, shown.append, share=1.0) as previews:
+    with Previews(slow, shown.append, PreviewTiming(share=1.0)) as previews:
         previews.offer(latent_of(0))
         assert slow.begun.wait(10)
         for step in range(1, 50):
@@ -63,7 +63,7 @@ def test_rendering_is_done_by_another_thread_one_at_a_time_and_the_newest_wins()
 def test_the_latent_may_be_changed_as_soon_as_offer_has_returned():
     slow, shown = Slow(), []
     latent = latent_of(7)
-    with Previews(slow, shown.append, share=1.0) as previews:
+    with Previews(slow, shown.append, PreviewTiming(share=1.0)) as previews:
         previews.offer(latent)
         latent.fill_(-1)
         slow.go_on.set()
@@ -75,7 +75,7 @@ def test_a_latent_of_inference_mode_is_copied_into_an_ordinary_one():
     given = []
     with torch.inference_mode():
         latent = latent_of(5)
-    with Previews(given.append, print, beside=False) as previews:
+    with Previews(given.append, print, PreviewTiming(beside=False)) as previews:
         previews.offer(latent)
     assert not given[0].is_inference()
     assert torch.equal(given[0], latent_of(5))
@@ -109,7 +109,7 @@ def test_the_picture_is_bit_equal_with_and_without_previews(beside, method):
     decoder = tiny_decoder(4, 8).eval().requires_grad_(False)
     render = vicious if method == "vicious" else Previewer(FORMATS["sd1"], method, 256, decoder)
     shown = []
-    with Previews(render, shown.append, share=1.0, beside=beside) as previews:
+    with Previews(render, shown.append, PreviewTiming(share=1.0, beside=beside)) as previews:
         with_previews = sampled(previews)
     assert shown, "there were none, so this proved nothing"
     assert torch.equal(with_previews, sampled(None))
@@ -125,7 +125,7 @@ def test_nothing_that_fails_reaches_the_sampler(beside, where, caplog):
         raise RuntimeError("CUDA error: out of memory")
 
     render, show = (fail, calls.append) if where == "render" else (torch.Tensor.sum, fail)
-    with Previews(render, show, share=1.0, beside=beside) as previews:
+    with Previews(render, show, PreviewTiming(share=1.0, beside=beside)) as previews:
         for step in range(5):
             previews.offer(latent_of(step))
             until(lambda step=step: beside or len(calls) == step + 1)
@@ -171,7 +171,7 @@ def test_offers_that_come_too_soon_are_passed_over(beside):
         time.sleep(0.03)
         return float(latent.mean())
 
-    with Previews(render, shown.append, share=0.1, beside=beside) as previews:
+    with Previews(render, shown.append, PreviewTiming(share=0.1, beside=beside)) as previews:
         started = time.perf_counter()
         while time.perf_counter() - started < 0.9:
             previews.offer(latent_of(time.perf_counter() - started))
@@ -185,7 +185,9 @@ def test_offers_that_come_too_soon_are_passed_over(beside):
 
 def test_on_demand_nothing_is_rendered_until_somebody_asks():
     shown = []
-    with Previews(lambda latent: float(latent.mean()), shown.append, share=1.0, on_demand=True) as previews:
+    with Previews(
+        lambda latent: float(latent.mean()), shown.append, PreviewTiming(share=1.0, on_demand=True)
+    ) as previews:
         assert not previews.ask(0.05), "there is nothing yet"
         until(lambda: previews._is_asked)
         previews._is_asked = False
@@ -201,7 +203,9 @@ def test_on_demand_nothing_is_rendered_until_somebody_asks():
 
 def test_asking_does_not_wait_for_a_budget_that_is_used_up():
     shown = []
-    with Previews(lambda latent: time.sleep(0.05) or 1.0, shown.append, share=0.01, on_demand=True) as previews:
+    with Previews(
+        lambda latent: time.sleep(0.05) or 1.0, shown.append, PreviewTiming(share=0.01, on_demand=True)
+    ) as previews:
         previews.offer(latent_of(1))
         assert previews.ask(5.0)
         previews.offer(latent_of(2))
@@ -222,7 +226,7 @@ def test_until_the_budget_allows_the_first_picture_there_are_sketches(beside):
         return "picture"
 
     options = {"share": 0.5, "beside": beside, "expected": 0.1}
-    with Previews(render, shown.append, sketch=lambda latent: "sketch", **options) as previews:
+    with Previews(render, shown.append, PreviewTiming(**options), lambda latent: "sketch") as previews:
         until(lambda: previews.offer(latent_of(1)) or time.sleep(0.005) or made.is_set())
         until(lambda: previews.offer(latent_of(1)) or time.sleep(0.005) or shown.count("picture") > 1)
     first = shown.index("picture")
@@ -234,7 +238,7 @@ def test_until_the_budget_allows_the_first_picture_there_are_sketches(beside):
 
 
 def test_a_renderer_is_told_how_long_it_may_take():
-    with Previews(torch.Tensor.sum, print, share=0.25) as previews:
+    with Previews(torch.Tensor.sum, print, PreviewTiming(share=0.25)) as previews:
         previews._started -= 10.0
         previews._offers = 20  # half a second per step
         assert previews.goal == pytest.approx(0.25 * 0.5 * 8, rel=0.05)
@@ -242,13 +246,13 @@ def test_a_renderer_is_told_how_long_it_may_take():
         assert previews.goal == 0.02
         previews._offers = 1
         assert previews.goal == 1.0
-    with Previews(torch.Tensor.sum, print, share=1.0) as previews:
+    with Previews(torch.Tensor.sum, print, PreviewTiming(share=1.0)) as previews:
         assert previews.goal == float("inf")
 
 
 def test_after_the_job_nothing_of_it_is_kept_and_nothing_is_shown():
     slow, shown = Slow(), []
-    previews = Previews(slow, shown.append, share=1.0)
+    previews = Previews(slow, shown.append, PreviewTiming(share=1.0))
     previews.offer(latent_of(1))
     assert slow.begun.wait(10)
     previews.offer(latent_of(2))
@@ -277,7 +281,7 @@ def test_memory_is_flat_over_200_previews():
         return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()), threading.active_count()
 
     counts = []
-    with Previews(Previewer(FORMATS["sd1"], "taesd", 256, decoder), show, share=1.0) as previews:
+    with Previews(Previewer(FORMATS["sd1"], "taesd", 256, decoder), show, PreviewTiming(share=1.0)) as previews:
         for step in range(1, 201):
             previews.offer(torch.randn(1, 4, 12, 12))
             until(lambda step=step: previews.rendered == step)

@@ -29,36 +29,66 @@ def _to_unit(x: Tensor) -> Tensor:
 
 def graph_from_tiny(builder: Builder, layers: nn.Sequential, diffusers_part: str | None) -> None:
     """Convolutions, residual blocks, ReLU, nearest upsampling and parameterless functions, in order."""
-    act: Pointwise | None = {"decoder": _limit_latent, "encoder": _to_unit}.get(diffusers_part or "")
-    resize: Literal["none", "up"] = "none"
+    reader = _TinyReader(builder, {"decoder": _limit_latent, "encoder": _to_unit}.get(diffusers_part or ""))
     for layer in layers:
-        if isinstance(layer, nn.Upsample):
-            if layer.mode != "nearest" or layer.scale_factor not in (2, 2.0, (2, 2), (2.0, 2.0)):
-                raise UnsupportedVaeError(f"{builder.name(layer)} does not repeat each pixel twice.")
-            resize = "up"
-        elif has(layer, "conv") and isinstance(layer.conv, nn.Sequential):
-            if resize != "none" or act is not None:
-                raise UnsupportedVaeError(f"{builder.name(layer)} follows a layer it cannot be joined to.")
-            _tiny_block(builder, layer)
-        elif has(layer, "kernel_size", "out_channels"):
-            conv = builder.conv(layer, resize)
-            builder.add(Step(conv.name, builder.last, act=act, conv=conv))
-            act, resize = None, "none"
-        elif isinstance(layer, nn.Identity):
-            continue
-        else:
-            function = builder.activation(layer)
-            if act is not None or resize != "none":
-                raise UnsupportedVaeError(f"{builder.name(layer)} follows a layer it cannot be joined to.")
-            if builder.steps and isinstance(builder.steps[-1], Step) and builder.steps[-1].post is None:
-                builder.steps[-1] = replace(builder.steps[-1], post=function)
-            else:
-                act = function
-    if act is not None or resize != "none":
+        reader.read(layer)
+    if not reader.is_free:
         raise UnsupportedVaeError(f"{builder.name(layers)} ends in a layer without a convolution.")
     last = builder.steps[-1]
     if diffusers_part == "decoder" and isinstance(last, Step):
         builder.steps[-1] = replace(last, post=_from_unit)
+
+
+class _TinyReader:
+    """Joins each layer to the convolution before or after it.
+
+    Args:
+        act: A function before the first convolution.
+    """
+
+    def __init__(self, builder: Builder, act: Pointwise | None) -> None:
+        self.builder = builder
+        self.act = act  # of the convolution to come
+        self.resize: Literal["none", "up"] = "none"  # before it
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing waits for a convolution."""
+        return self.act is None and self.resize == "none"
+
+    def read(self, layer: nn.Module) -> None:
+        """Add the steps of the next layer."""
+        if isinstance(layer, nn.Identity):
+            return
+        if isinstance(layer, nn.Upsample):
+            self._upsample(layer)
+        elif has(layer, "conv") and isinstance(layer.conv, nn.Sequential):
+            self._refuse_waiting(layer)
+            _tiny_block(self.builder, layer)
+        elif has(layer, "kernel_size", "out_channels"):
+            conv = self.builder.conv(layer, self.resize)
+            self.builder.add(Step(conv.name, self.builder.last, act=self.act, conv=conv))
+            self.act, self.resize = None, "none"
+        else:
+            self._function(layer)
+
+    def _upsample(self, layer: nn.Upsample) -> None:
+        if layer.mode != "nearest" or layer.scale_factor not in (2, 2.0, (2, 2), (2.0, 2.0)):
+            raise UnsupportedVaeError(f"{self.builder.name(layer)} does not repeat each pixel twice.")
+        self.resize = "up"
+
+    def _function(self, layer: nn.Module) -> None:
+        """A function of each value alone: the end of the step before, or the beginning of the next one."""
+        function, steps = self.builder.activation(layer), self.builder.steps
+        self._refuse_waiting(layer)
+        if steps and isinstance(steps[-1], Step) and steps[-1].post is None:
+            steps[-1] = replace(steps[-1], post=function)
+        else:
+            self.act = function
+
+    def _refuse_waiting(self, layer: nn.Module) -> None:
+        if not self.is_free:
+            raise UnsupportedVaeError(f"{self.builder.name(layer)} follows a layer it cannot be joined to.")
 
 
 def _tiny_block(builder: Builder, block: Any) -> None:

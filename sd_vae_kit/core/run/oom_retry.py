@@ -72,8 +72,7 @@ def run_with_retries(
     if plan_mode(request.tiling, graph.name) == "never":
         return run_streamed(graph, x, plan, on_step=request.on_step, stats=stats, guard=guard), plan, ()
     failures: list[str] = []
-    waiting = [plan]
-    make_room = request.make_room
+    waiting, make_room = [plan], request.make_room
     while waiting:
         current = waiting.pop(0)
         outcome = _attempt(graph, x, current, request.on_step, stats, guard)
@@ -85,17 +84,19 @@ def run_with_retries(
         release_cached(current.device)
         failures.append(f"{current.kind} ran out of memory ({outcome})")
         needed = predict(graph, current, x.shape).peak_bytes
-        if make_room is not None:
-            asked, make_room = make_room, None
-            if asked(needed):
-                waiting = [current]
-                continue
-        waiting = waiting or _smaller_plans(graph, x, current)
-        waiting = [p for p in waiting if p != current and _is_smaller(predict(graph, p, x.shape), needed)]
+        asked, make_room = make_room, None
+        waiting = [current] if asked is not None and asked(needed) else _still_to_try(graph, x, current, waiting)
     raise NoMemoryError(
         f"Not enough memory for a {graph.name} input of {x.shape[2]}x{x.shape[3]} with any plan "
         f"({'; '.join(failures)}); close other programs or use a smaller picture."
     )
+
+
+def _still_to_try(graph: LayerGraph, x: Tensor, failed: Plan, waiting: list[Plan]) -> list[Plan]:
+    """Plans that take less than the failed one: those that wait already, else all there are."""
+    needed = predict(graph, failed, x.shape).peak_bytes
+    plans = waiting or _smaller_plans(graph, x, failed)
+    return [plan for plan in plans if plan != failed and _is_smaller(predict(graph, plan, x.shape), needed)]
 
 
 def _is_smaller(cost: Cost, than: int) -> bool:

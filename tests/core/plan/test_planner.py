@@ -84,12 +84,8 @@ def test_the_full_decoder_takes_two_activations_of_the_widest_level():
 def test_lean_plans_spend_no_more_arithmetic_than_they_may_and_stop_when_it_fits():
     graph, shape = decoder_graph(small_vae(CONFIG)), (1, 4, 64, 64)
     plain = predict(graph, stream_plan(CPU, torch.float32, MIB), shape)
-    costs = [
-        predict(
-            graph, PlanSearch(graph, shape, torch.float32, CPU).lean(LeanLimits(extra=extra, band_bytes=MIB)), shape
-        )
-        for extra in (0.0, 0.5, 3.0)
-    ]
+    search = PlanSearch(graph, shape, torch.float32, CPU)
+    costs = [predict(graph, search.lean(LeanLimits(extra=extra, band_bytes=MIB)), shape) for extra in (0.0, 0.5, 3.0)]
     assert costs[0].peak_bytes == plain.peak_bytes
     assert costs[0].peak_bytes > costs[1].peak_bytes >= costs[2].peak_bytes
     assert costs[1].macs <= 1.5 * plain.macs
