@@ -121,7 +121,7 @@ class InstalledPart(Protocol):
         """Put the patches in place; what is in place stays."""
 
 
-class Installer(Protocol):
+class PatchInstaller(Protocol):
     """Puts a web UI's patches in place."""
 
     def install(self) -> None:

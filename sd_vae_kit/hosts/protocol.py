@@ -13,7 +13,7 @@ from sd_vae_kit.hosts.forecasts import Forecasts
 from sd_vae_kit.hosts.interceptor import VaeInterceptor
 from sd_vae_kit.hosts.jobs import HostJobs
 from sd_vae_kit.hosts.models import ModelRegistry
-from sd_vae_kit.hosts.parts import HostFiles, InfotextNames, Installer, VaeSwitch
+from sd_vae_kit.hosts.parts import HostFiles, InfotextNames, PatchInstaller, VaeSwitch
 from sd_vae_kit.hosts.previews import HostPreviews
 from sd_vae_kit.hosts.status import StatusReport
 from sd_vae_kit.hosts.taesd import HostTaesd
@@ -103,7 +103,7 @@ class WebuiHost:
     report: StatusReport
     api: HostApi
     infotext: InfotextNames
-    installer: Installer
+    installer: PatchInstaller
     page: HostPage
     refresh: Callable[[], None]
     files: HostFiles | None = None
