@@ -172,8 +172,8 @@ class HostPreviews:
 
     def _picture(self, latent: Tensor, side: int, method: str) -> Image.Image | None:
         family = self._taesd.family()
-        is_ours = method in (TAESD, linear_method())
-        if not is_ours and not (method == "Approx NN" and not self._taesd.has_approximation()):
+        is_ours = method in (TAESD, linear_method()) or (method == "Approx NN" and not self._taesd.has_approximation())
+        if not is_ours or not self._taesd.knows_family:
             from modules import sd_samplers_common
 
             # not in inference mode: what the web UI loads now would be of no use to other threads

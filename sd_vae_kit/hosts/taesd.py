@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sd_vae_kit.core.run.report import RunReport
 from sd_vae_kit.core.run.request import RunRequest
 from sd_vae_kit.core.run.runner import Runner
 from sd_vae_kit.core.vae import Vae
-from sd_vae_kit.errors import SettingError, VaeKitError, VaeNotFoundError
+from sd_vae_kit.errors import SettingError, VaeNotFoundError
 from sd_vae_kit.hosts.base import HostBase
 from sd_vae_kit.hosts.parts import LoadedModels
 from sd_vae_kit.hosts.wiring import CallParts
@@ -33,6 +34,7 @@ from sd_vae_kit.vaes.family_finder import FamilyFinder
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.tiny import TinyVaes
 
+APPROXIMATION_SCALE = 2  # of the network for Approx NN: pixels per latent cell
 # option, infotext key, half
 METHODS: tuple[tuple[str, str, Half], ...] = (
     ("sd_vae_encode_method", "VAE Encoder", "encoder"),
@@ -112,15 +114,20 @@ class HostTaesd:
         if features.has("approximation"):
             from modules import sd_vae_approx
 
+            wrap(sd_vae_approx, "model", self._approximation_model)
             wrap(sd_vae_approx, "download_model", self._download_approximation)
 
     # -- what the web UI asks for -----------------------------------------------------------------------------------
 
     def _decoder_model(self, original: Callable[[], Any]) -> Any:
-        return self._network("decoder") if self._options.repairs.taesd else original()
+        return self._network("decoder") if self._is_ours() else original()
 
     def _encoder_model(self, original: Callable[[], Any]) -> Any:
-        return self._network("encoder") if self._options.repairs.taesd else original()
+        return self._network("encoder") if self._is_ours() else original()
+
+    def _is_ours(self) -> bool:
+        """Whether our networks are handed out; of a latent space that we do not know the web UI may have its own."""
+        return self._options.repairs.taesd and self.knows_family
 
     def _network(self, half: Half) -> Callable[[Tensor], Tensor]:
         family = self.family()
@@ -144,6 +151,11 @@ class HostTaesd:
         checkpoint = self._loaded.checkpoint_of(model) if model is not None else None
         return checkpoint.latent_format.name if checkpoint else ""
 
+    @property
+    def knows_family(self) -> bool:
+        """Whether the latents of the model in use are of a family that we know."""
+        return self.family() in FORMATS
+
     def _download_taesd(self, original: Callable[..., Any], path: str, url: str) -> Any:
         """Others may call it; with downloads forbidden nothing is contacted, and they find the file missing."""
         return None if self._options.settings.download.offline else original(path, url)
@@ -153,6 +165,17 @@ class HostTaesd:
         if not self._options.repairs.previews or Path(path).exists():
             return original(path, url)
         raise VaeNotFoundError(f"{Path(path).name} for the preview Approx NN is not there; choose TAESD.")
+
+    def _approximation_model(self, original: Callable[[], Any]) -> Any:
+        """The network for Approx NN, which web UIs ask for before a job that shows it; a linear map in its place.
+
+        A job must not fail for the sake of its preview (A1111 processing.py:929, Neo processing.py:1013).
+        """
+        try:
+            return original()
+        except VaeNotFoundError as error:
+            self._messages.notify_once(f"{error} The linear preview is shown.", "warning")
+            return LinearApproximation(self.family())
 
     # -- a job -------------------------------------------------------------------------------------------------------
 
@@ -172,12 +195,12 @@ class HostTaesd:
             method = getattr(shared.opts, option, FULL)
             if method not in (FULL, TAESD):
                 raise SettingError(f"{option} cannot be {method!r}; choose {FULL} or {TAESD}.")
-        if shared.opts.sd_vae_decode_method == TAESD and self.has(self.family(), "decoder"):
+        if self.knows_family and shared.opts.sd_vae_decode_method == TAESD and self.has(self.family(), "decoder"):
             p.extra_generation_params["VAE Decoder"] = TAESD
 
     def correct_infotext(self, p: Any) -> None:
         """Take out a TAESD that was not there; called after decoding, before the infotext is written."""
-        if not self._options.repairs.taesd:
+        if not self._is_ours():
             return
         for option, key, half in METHODS:
             if half in self._without:
@@ -195,20 +218,39 @@ class HostTaesd:
             return True
         from modules import sd_vae_approx
 
-        try:
-            return sd_vae_approx.model() is not None
-        except VaeKitError as error:
-            self._messages.notify_once(f"{error} The linear preview is shown.", "warning")
-            return False
+        network = sd_vae_approx.model()
+        return network is not None and not isinstance(network, LinearApproximation)
 
 
-def sketch(family: str, latent: Tensor) -> Tensor:
-    """Colours of a latent by the linear map, as large as the picture; grey for a family without one."""
+@dataclass(frozen=True)
+class LinearApproximation:
+    """Stands for the web UI's network for Approx NN: a latent to RGB in [-1, 1], twice as large.
+
+    Attributes:
+        family: Of the latents.
+    """
+
+    family: str
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, 2h, 2w), in the latent's dtype."""
+        return sketch(self.family, latent, APPROXIMATION_SCALE) * 2 - 1
+
+
+def sketch(family: str, latent: Tensor, scale: int | None = None) -> Tensor:
+    """Colours in [0, 1] of a latent by the linear map; grey for a family without one.
+
+    Args:
+        family: Of the latents.
+        latent: (B, C, h, w) as the sampler sees it.
+        scale: Pixels per latent cell; None for as many as the picture has.
+    """
     if family not in LINEAR_RGB:
         rgb = latent.new_full((len(latent), 3, *latent.shape[2:]), 0.5)
     else:
         rgb = linear_rgb(latent, torch.tensor(LINEAR_RGB[family]))
-    scale = FORMATS[family].downscale if family in FORMATS else 8
+    if scale is None:
+        scale = FORMATS[family].downscale if family in FORMATS else 8
     return F.interpolate(rgb.float(), scale_factor=scale, mode="bilinear", align_corners=False).to(latent)
 
 

@@ -9,6 +9,7 @@ import torch
 from fake_a1111 import FakeA1111
 from fake_previews import Network, add_previews, job
 from fastapi import HTTPException
+from PIL import Image
 from vae_files import tiny_state, write
 
 from sd_vae_kit.core.networks.latent_format import FORMATS
@@ -315,6 +316,49 @@ def test_without_files_the_vae_itself_decodes_and_encodes_and_the_infotext_does_
     assert len(messages) == 2
     assert all(text.endswith("The VAE itself is used.") for _, text in messages)
     assert webui.downloads == []
+
+
+def test_a_job_does_not_fail_for_the_sake_of_approx_nns_missing_file(webui, host, messages):
+    """Web UIs ask for the network before a job that shows it (processing.py:929), and decode with it at Interrupt."""
+    network = webui.sd_vae_approx.model()
+    rgb = network(LATENT)
+    assert rgb.shape == (1, 3, 12, 16)
+    small = torch.nn.functional.avg_pool2d(rgb * 0.5 + 0.5, 2)
+    linear = torch.from_numpy(shown_by(Previewer(FORMATS["sd1"], "linear"), LATENT)).permute(2, 0, 1) / 255
+    linear = torch.nn.functional.interpolate(linear[None], small.shape[2:], mode="area")
+    assert abs(small - linear).mean() < 0.1, "the same colours, but for edges"
+    assert webui.downloads == []
+    for _ in range(2):
+        webui.sd_vae_approx.model()
+    assert [text for _, text in messages] == [
+        "model.pt for the preview Approx NN is not there; choose TAESD. The linear preview is shown."
+    ]
+
+
+def test_previews_of_a_family_nobody_here_knows_are_the_hosts(webui, host, monkeypatch):
+    """Neo has its own TAESD for video models, and names of its own for ways to show a latent."""
+    asked = []
+    monkeypatch.setattr(host.taesd, "family", lambda: "unknown")
+    image = Image.new("RGB", (4, 4), "red")
+    monkeypatch.setattr(webui.sd_samplers_common, "single_sample_to_image", lambda *given: asked.append(given) or image)
+    for number, method in enumerate(("TAESD", "Approx cheap", "Approx NN"), 1):
+        options(webui, show_progress_type=method, vae_kit_preview_share=100)
+        step(webui, number, torch.randn(1, 16, 1, 4, 4))
+        assert polled(webui) is image
+        webui.shared.state.current_image = None
+    assert len(asked) == 3
+
+
+def test_taesd_of_a_family_nobody_here_knows_is_the_hosts(webui, host, monkeypatch):
+    monkeypatch.setattr(host.taesd, "family", lambda: "unknown")
+    options(webui, sd_vae_decode_method="TAESD")
+    p = job()
+    host.taesd.begin_job(p)
+    with pytest.raises(Network):
+        webui.sd_vae_taesd.decoder_model()
+    p.extra_generation_params["VAE Decoder"] = "TAESD"  # as the host writes it
+    host.taesd.correct_infotext(p)
+    assert p.extra_generation_params == {"VAE Decoder": "TAESD"}
 
 
 def test_a_file_that_was_put_there_meanwhile_is_found(without_files, host):
