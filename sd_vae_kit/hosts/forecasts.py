@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from sd_vae_kit.core.run.forecast import forecast
+from sd_vae_kit.core.run.planning import graph_of
 from sd_vae_kit.core.run.sentence import stepped_aside
+from sd_vae_kit.errors import StepAsideError
 from sd_vae_kit.hosts.interceptor import other_forward
 from sd_vae_kit.hosts.options import HostOptions
 from sd_vae_kit.hosts.parts import CallEnvironment, LoadedModels, live_vae
@@ -26,6 +28,18 @@ class Forecasts:
         self._loaded = loaded
         self._environment = environment
         self._options = options
+
+    @property
+    def knows_network(self) -> bool:
+        """Whether the VAE in use is run by us at all, so that a job's tiling applies; True while there is no model."""
+        vae = live_vae(self._loaded)
+        if vae is None:
+            return True
+        try:
+            graph_of(vae, "decoder")
+        except StepAsideError:
+            return False
+        return True
 
     def forecast(self, size: tuple[int, int], job: JobTiling) -> Sentence:
         """What would happen to a picture of (height, width) pixels now."""

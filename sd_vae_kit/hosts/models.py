@@ -12,12 +12,15 @@ from typing import Any
 from torch import nn
 
 from sd_vae_kit.core.live_weights import LiveWeights
-from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.errors import VaeKitError, VaeMismatchError
 from sd_vae_kit.hosts.base import HostBase
 from sd_vae_kit.hosts.parts import HostFiles, LoadedModels
 from sd_vae_kit.settings.sections import Settings
+from sd_vae_kit.vaes.choice import Decision
 from sd_vae_kit.vaes.host_protocol import Checkpoint, Level
 from sd_vae_kit.vaes.swap import Active, Swapper
+
+ASKED_FOR = ("job", "setting")  # rules by which somebody names a file
 
 
 class ModelView:
@@ -106,6 +109,22 @@ class ModelRegistry:
             if vae not in self._swappers:
                 self._swappers[vae] = self._new_swapper(weakref.ref(vae))
             return self._swappers[vae]
+
+    def refuse_foreign(self, decision: Decision) -> None:
+        """Refuse a VAE that somebody chose for a model whose own VAE nobody here knows.
+
+        Raises:
+            VaeMismatchError: The running job or the setting names a file; of other rules one line says it.
+        """
+        if decision.entry is None:
+            return
+        line = (
+            f"{decision.name} cannot take the place of this model's VAE, which is of a kind that VAE Kit does not "
+            f"know; leave SD VAE on Automatic and choose the VAE in the way of {self._base.name} itself."
+        )
+        if decision.rule in ASKED_FOR:
+            raise VaeMismatchError(line)
+        self._base.messages.notify_once(line, "warning")
 
     def forget_swapper(self, model: object) -> None:
         """Let go of what was known of one model's VAE."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from modules import scripts
 
 from sd_vae_kit.errors import VaeKitError
 from sd_vae_kit.hosts.protocol import WebuiHost
-from sd_vae_kit.settings.job import JobChoices, job_from
+from sd_vae_kit.settings.job import JobChoices, JobTiling, job_from
 from sd_vae_kit.vaes.rules import Run
 from sd_vae_kit.webui import panel
 from sd_vae_kit.webui.running import running
@@ -63,7 +64,7 @@ class VaeKitScript(scripts.Script):
         """The host encodes an img2img picture after this hook."""
         choice = self._begin(p, values, "img2img encode" if getattr(self, "is_img2img", False) else "picture")
         if choice is not None:
-            p.extra_generation_params.update(choice.infotext())
+            p.extra_generation_params.update(self._applying(choice).infotext())
             self._check_methods(p)
 
     def postprocess_batch(self, p: Any, *values: object, **_: object) -> None:
@@ -92,6 +93,15 @@ class VaeKitScript(scripts.Script):
             host.taesd.begin_job(p)
         except VaeKitError as error:
             refuse(p, host, error)
+
+    def _applying(self, choice: JobChoices) -> JobChoices:
+        """What of a job's choice is done: a picture must not say that a VAE was tiled which the host runs itself."""
+        host = running()
+        if host is None or host.forecasts.knows_network or choice.tiling == JobTiling():
+            return choice
+        line = f"Tiling does not apply: the VAE of this model is of a kind that {host.name} runs itself."
+        host.base.messages.notify_once(line, "warning")
+        return replace(choice, tiling=JobTiling())
 
     def _begin(self, p: Any, values: tuple[object, ...], run: Run) -> JobChoices | None:
         """Make the pass's VAE live; None where nothing was done, because it cannot be or the extension is off."""

@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 from fake_a1111 import Runner, installed
-from fake_forge import FakeForge, FakeNeo, HiresJob
+from fake_forge import FakeForge, FakeNeo, HiresJob, VideoVae
 from fastapi import HTTPException
 
 
@@ -391,3 +391,54 @@ def test_neo_refuses_a_bad_request_and_forgets_it(neo, neo_script):
     with pytest.raises(Exception, match="nowhere"):
         made(neo, neo_script, **override("nowhere"))
     assert torch.equal(made(neo, neo_script), own)
+
+
+# -- models whose VAE nobody here knows -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def video(neo, monkeypatch):
+    """Neo with such a model; `loaded` is what Neo itself loads into its VAE and takes out again."""
+    neo.select("video")
+    neo.decode = lambda: torch.zeros(1)
+    neo.loaded = []
+    monkeypatch.setattr(VideoVae, "load_state_dict", lambda self, state: neo.loaded.append(len(state)), raising=False)
+    return neo
+
+
+def test_a_request_for_such_a_vae_is_neos_own(video, neo_script):
+    file = video.sd_vae.vae_dict["plain.safetensors"]
+    for name in (file, "plain.safetensors"):
+        video.generate(neo_script, **override(name))
+    assert len(video.loaded) == 2
+    for name in ("None", "Automatic"):
+        video.generate(neo_script, **override(name))
+    assert len(video.loaded) == 2
+    with pytest.raises(HTTPException, match="nowhere") as caught:
+        video.generate(neo_script, **override("nowhere"))
+    assert caught.value.status_code == 422
+
+
+def test_a_choice_that_cannot_be_honoured_is_refused(video, neo_script):
+    video.generate(neo_script)
+    with pytest.raises(HTTPException, match="is of a kind that VAE Kit does not know") as caught:
+        video.sysinfo.set_config({"sd_vae": "plain.safetensors"})
+    assert caught.value.status_code == 422
+    assert video.shared.opts.sd_vae == "Automatic"
+    with pytest.raises(HTTPException, match=r"plain\.safetensors cannot take the place of this model's VAE"):
+        video.generate(neo_script, "plain.safetensors")
+    assert video.loaded == []
+
+
+def test_nothing_false_is_written_into_its_pictures(video, neo_script):
+    made = video.generate(neo_script, "Automatic", "Automatic", "stream", 900)
+    assert [key for key, value in made.infotext.items() if value is not None] == []
+
+
+def test_a_setting_from_another_model_is_said_and_the_job_goes_on(neo, neo_script, monkeypatch):
+    made(neo, neo_script)
+    neo.shared.opts.set("sd_vae", "plain.safetensors")
+    neo.select("video")
+    neo.decode = lambda: torch.zeros(1)
+    assert len(neo.generate(neo_script).pictures) == 1
+    assert neo.shared.opts.sd_vae == "plain.safetensors"

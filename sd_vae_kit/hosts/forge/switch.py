@@ -75,12 +75,21 @@ class ForgeSwitch:
         self._registry = registry
         self._decider = decider
 
+    @property
+    def knows_vae(self) -> bool:
+        """Whether the VAE of the model in use is one that we can exchange; True while there is no model."""
+        model = self._registry.loaded.current
+        return model is None or self._registry.swapper(model) is not None
+
     def apply(self) -> None:
         model, repairs = self._registry.loaded.current, self._base.options.repairs
-        swapper = self._registry.swapper(model) if model is not None else None
-        if swapper is None:
+        if model is None:
             return
+        swapper = self._registry.swapper(model)
         decision = self._decider.decide("") if repairs.loading else LOADED_BY_THE_WEB_UI
+        if swapper is None:
+            self._registry.refuse_foreign(decision)
+            return
         # models are loaded, and this is called, in inference mode: what the swapper remembers must outlive it
         with torch.inference_mode(False):
             active = swapper.activate(decision)
