@@ -43,6 +43,13 @@ class Pipeline:
 class FakeSdNext(FakeA1111):
     """The program."""
 
+    def switch_pipeline(self) -> Pipeline:
+        """What img2img after txt2img does: a new object around the same parts (sd_models.py:1111)."""
+        before = self.modeldata.model_data.sd_model
+        pipeline = Pipeline(Path(before.sd_checkpoint_info.filename), 0, before.vae)
+        self.modeldata.model_data.sd_model = self.shared.sd_model = pipeline
+        return pipeline
+
     def load_model(self, name: str = "model", seed: int = 100, vae: object = None) -> Pipeline:
         file = self.folder / "Stable-diffusion" / f"{name}.safetensors"
         chosen, source = self.sd_vae.resolve_vae(str(file))
@@ -58,12 +65,14 @@ class FakeSdNext(FakeA1111):
             "vae_dir": str(self.folder / "VAE"), "ckpt_dir": str(self.folder / "Stable-diffusion"),
         }.items()}  # fmt: skip
         self.host_loaded: list[str] = []
+        self.swallowed: list[Exception] = []
         (self.folder / "Stable-diffusion").mkdir(parents=True)
         self._module("modules").__path__ = []
         self._module("modules.paths", data_path=str(self.folder))
         self._module("modules.devices", device=torch.device("cpu"))
         self._module("modules.call_queue", queue_lock=threading.Lock())
         self._module("modules.options_handler", Options=SdNextOptions)
+        self._module("modules.scripts_manager", control_extensions=["NudeNet"])
         flags = types.SimpleNamespace(vae=None, vae_kit_disable=False, vae_kit_dir=None, api=True, api_auth=None)
         self._module("modules.shared", opts=SdNextOptions(labels), OptionInfo=OptionInfo, sd_model=None, cmd_opts=flags)
         self._module("modules.modeldata", model_data=types.SimpleNamespace(sd_model=None))
@@ -76,6 +85,12 @@ class FakeSdNext(FakeA1111):
         for name, module in list(self.modules.items()):
             if name != "modules":
                 setattr(self.modules["modules"], name.split(".")[1], module)
+        self.api_options = self._module("modules.api.options", set_options=self._set_options)
+        self.modules["modules"].api = self._module("modules.api", options=self.api_options)
+
+    def _set_options(self, req):
+        """POST /sdapi/v1/options."""
+        return {"updated": [{key: self.shared.opts.set(key, value)} for key, value in req.items()]}
 
     def _make_sd_vae(self) -> None:
         vae = self._module("modules.sd_vae", vae_dict={}, loaded_vae_file=None, unspecified=object())
@@ -97,7 +112,15 @@ class FakeSdNext(FakeA1111):
             return
 
         def reload_vae_weights(sd_model=None, vae_file=vae.unspecified):
+            """A folder of diffusers becomes a new module; the one before is kept to come back to."""
             self.host_loaded.append("reload")
+            model = self.modeldata.model_data.sd_model
+            chosen = resolve_vae("")[0] if vae_file is vae.unspecified else vae_file
+            if chosen is None:
+                model.vae = getattr(model, "original_vae", model.vae)
+            elif Path(chosen).is_dir():
+                model.original_vae = getattr(model, "original_vae", model.vae)
+                model.vae = randomised(AutoencoderKL(**SHAPE, **BLOCKS), 7).requires_grad_(False)
 
         vars(vae).update(refresh_vae_list=refresh_vae_list, resolve_vae=resolve_vae, load_vae=load_vae,
                          reload_vae_weights=reload_vae_weights)  # fmt: skip
@@ -124,7 +147,10 @@ class FakeSdNext(FakeA1111):
             p.init()
             for _ in range(p.n_iter):
                 p.scripts.before_process_batch(p)
-                p.pictures.append(self.decode())  # a pipeline's call: a job has no `sample` here
+                try:
+                    p.pictures.append(self.decode())  # a pipeline's call: a job has no `sample` here
+                except Exception as error:  # an empty list of pictures (processing_vae.py:152)
+                    self.swallowed.append(error)
                 if p.fail:
                     raise RuntimeError("the host failed")
             p.scripts.postprocess(p, None)

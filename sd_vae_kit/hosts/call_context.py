@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from sd_vae_kit.core.halves import Half
 from sd_vae_kit.core.run.report import RunReport
+from sd_vae_kit.errors import VaeKitError
 
 
 @dataclass
@@ -19,11 +20,13 @@ class RunningJob:
         p: The web UI's object; its infotext says what was done.
         is_cut: The user stopped a decode of this job, and has not begun another since.
         reports: What the last encode and decode did.
+        failure: Why the last encode or decode failed; None if it did not.
     """
 
     p: object
     is_cut: bool = False
     reports: dict[Half, RunReport] = field(default_factory=dict)
+    failure: VaeKitError | None = None
 
 
 class CallContext:
@@ -33,12 +36,12 @@ class CallContext:
         self._thread = threading.local()
 
     @contextmanager
-    def job(self, p: object) -> Iterator[None]:
+    def job(self, p: object) -> Iterator[RunningJob]:
         """Run a job in this thread; one inside another has its own."""
-        outer = self.running_job
-        self._thread.job = RunningJob(p)
+        outer, job = self.running_job, RunningJob(p)
+        self._thread.job = job
         try:
-            yield
+            yield job
         finally:
             self._thread.job = outer
 

@@ -31,6 +31,7 @@ FEATURES = {
     "errors": "errors of jobs that the page began",
     "infotext": "the VAE named in a pasted text",
     "requests": "the VAE of one request",
+    "control": "the panel on the tab Control",
 }
 
 

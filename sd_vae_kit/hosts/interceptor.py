@@ -21,7 +21,7 @@ from sd_vae_kit.core.plan.plan import OnStep
 from sd_vae_kit.core.run.planning import graph_of
 from sd_vae_kit.core.run.report import PRECISION_KEYS, TILING_KEYS, RunReport
 from sd_vae_kit.core.run.runner import Runner
-from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError
+from sd_vae_kit.errors import Interrupted, NoMemoryError, StepAsideError, VaeKitError
 from sd_vae_kit.hosts.base import HostBase
 from sd_vae_kit.hosts.call_context import CallContext, RunningJob
 from sd_vae_kit.hosts.parts import CallEnvironment
@@ -105,6 +105,10 @@ class VaeInterceptor:
             line = f"The web UI runs this VAE's {half} itself, without VAE Kit: {error}"
             self._messages.notify_once(line, "warning")
             return original(network, x, *args, **kwargs)
+        except VaeKitError as error:
+            if self.context.running_job is not None:
+                self.context.running_job.failure = error
+            raise
 
     def _is_ours(self, network: nn.Module, x: object, further: Sequence[object]) -> bool:
         """Whether this is a plain call that nobody else looks after."""

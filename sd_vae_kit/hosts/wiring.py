@@ -82,12 +82,15 @@ class JobHook:
         base: What the host's parts share.
         jobs: What the running job chose.
         context: Told of the thread's job.
+        reports_failure: The web UI swallows what is raised while it decodes, and answers without a picture; the job
+            fails with the reason.
     """
 
-    def __init__(self, base: HostBase, jobs: HostJobs, context: CallContext) -> None:
+    def __init__(self, base: HostBase, jobs: HostJobs, context: CallContext, *, reports_failure: bool = False) -> None:
         self._base = base
         self._jobs = jobs
         self._context = context
+        self._reports_failure = reports_failure
 
     def install(self) -> None:
         """Put the patch in place."""
@@ -96,8 +99,11 @@ class JobHook:
 
     def _process_images_inner(self, original: Callable[..., object], p: Any, *args: Any, **kwargs: Any) -> object:
         """A job inside a job gives back the outer's choice."""
-        with self._jobs.job(), self._context.job(p):
-            return original(p, *args, **kwargs)
+        with self._jobs.job(), self._context.job(p) as job:
+            made = original(p, *args, **kwargs)
+        if self._reports_failure and job.failure is not None:
+            raise self._base.messages.refused(job.failure) from job.failure
+        return made
 
 
 class QueuedComputing:

@@ -104,5 +104,7 @@ def _first_start(host: WebuiHost) -> None:
     if "sd_vae" not in quick:
         data[host.page.quicksettings_key] = [*quick, "sd_vae"]
     cache = "sd_vae_checkpoint_cache"
-    if cache in shared.opts.data_labels and data.get(cache, 0) == shared.opts.data_labels[cache].default:
+    option = shared.opts.data_labels.get(cache)
+    is_live = getattr(option, "visible", True)  # SD.Next keeps it hidden, only to know its name in old files
+    if option is not None and is_live and data.get(cache, 0) == option.default:
         data[cache] = CACHED_VAES

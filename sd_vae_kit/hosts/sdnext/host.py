@@ -7,15 +7,13 @@ folders, quantised or streamed weights) is left to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from modules import devices, options_handler, paths, shared
+from modules import devices, paths, shared
 
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
 from sd_vae_kit.hosts.api import HostApi
-from sd_vae_kit.hosts.base import HostBase
 from sd_vae_kit.hosts.call_environment import PlainEnvironment
 from sd_vae_kit.hosts.choice import PassChoice, RuleDecider, VaeNames
 from sd_vae_kit.hosts.guarded_calls import GuardedCalls
@@ -23,11 +21,13 @@ from sd_vae_kit.hosts.interceptor import VaeInterceptor
 from sd_vae_kit.hosts.jobs import HostJobs
 from sd_vae_kit.hosts.messages import DeferredErrors, HostMessages, Outlet
 from sd_vae_kit.hosts.models import ModelRegistry
-from sd_vae_kit.hosts.parts import live_vae
+from sd_vae_kit.hosts.parts import InstalledPart, live_vae
 from sd_vae_kit.hosts.protocol import PlainPage, WebuiHost
 from sd_vae_kit.hosts.sdnext.loading import SdNextLoader
 from sd_vae_kit.hosts.sdnext.names import SDNEXT_NAMES
+from sd_vae_kit.hosts.sdnext.option_calls import SetOption
 from sd_vae_kit.hosts.sdnext.parts import SdNextDecider, SdNextInfotext, SdNextModels, SdNextOptions
+from sd_vae_kit.hosts.sdnext.surroundings import ControlTab, TiledByHost
 from sd_vae_kit.hosts.status import StatusReport
 from sd_vae_kit.hosts.wiring import JobHook, QueuedComputing, call_parts, open_base
 from sd_vae_kit.vaes.family_finder import FamilyFinder
@@ -35,36 +35,6 @@ from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.model_folders import Folder
 
 VAE_CALLS = ("decode", "encode")
-
-
-class SetOption:
-    """`Options.set`: a VAE that cannot be used leaves the option where it was, and one line says so.
-
-    Args:
-        base: What the host's parts share.
-        deferred: Collects what goes wrong while an option is set.
-    """
-
-    def __init__(self, base: HostBase, deferred: DeferredErrors) -> None:
-        self._base = base
-        self._deferred = deferred
-
-    def install(self) -> None:
-        """Put the patch in place."""
-        if self._base.options.features.has("refusals"):
-            self._base.patches.wrap(options_handler.Options, "set", self._set_option)
-
-    def _set_option(
-        self, original: Callable[..., bool], opts: Any, key: str, value: object, *args: Any, **kwargs: Any
-    ) -> bool:
-        before = opts.data.get(key, opts.get_default(key))
-        with self._deferred.collected() as errors:
-            changed = original(opts, key, value, *args, **kwargs)
-        if not errors:
-            return changed
-        opts.data[key] = before
-        self._base.messages.notify(f"{str(errors[0]).rstrip('.')}. The option stays at {before}.", "error")
-        return False
 
 
 class SdNextInstaller:
@@ -84,7 +54,7 @@ class SdNextInstaller:
         guarded: GuardedCalls,
         interceptor: VaeInterceptor,
         loader: SdNextLoader,
-        parts: tuple[SetOption, JobHook],
+        parts: Sequence[InstalledPart],
     ) -> None:
         self._registry = registry
         self._guarded = guarded
@@ -124,8 +94,8 @@ def create(outlet: Outlet) -> WebuiHost:
     decider = SdNextDecider(base, RuleDecider(base, loaded, None, chosen), chosen)
     loader = SdNextLoader(base, registry, decider, deferred)
     jobs = HostJobs(chosen, None, loader, calls.settings, base.messages)
-    parts = (SetOption(base, deferred), JobHook(base, jobs, calls.context))
-    guarded = GuardedCalls(base.patches, base.gate)
+    parts = (SetOption(base, deferred), JobHook(base, jobs, calls.context, reports_failure=True), ControlTab(base))
+    guarded = GuardedCalls(base.patches, base.gate, TiledByHost(base.messages))
     return WebuiHost(
         base=base,
         registry=registry,

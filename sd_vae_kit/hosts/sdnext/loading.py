@@ -13,7 +13,10 @@ from sd_vae_kit.hosts.base import HostBase
 from sd_vae_kit.hosts.messages import DeferredErrors
 from sd_vae_kit.hosts.models import ModelRegistry
 from sd_vae_kit.hosts.parts import Decider
+from sd_vae_kit.vaes.choice import Decision
+from sd_vae_kit.wording import Sentence
 
+OWN = Decision(None, "own", Sentence.of("The web UI looks after the VAE that was chosen."))
 BY_RULES = object()  # in place of the web UI's own mark for "no file was named"
 
 
@@ -32,16 +35,17 @@ class SdNextLoader:
         self._registry = registry
         self._decider = decider
         self._deferred = deferred
-        self._put_off: str | None = None  # a VAE that waits until its checkpoint is there
 
     def install(self) -> None:
-        """Put the patches in place."""
+        """Put the patches in place; the web UI has listed its VAEs before it loads any extension (webui.py:87)."""
         features, wrap = self._base.options.features, self._base.patches.wrap
         if features.has("listing"):
             wrap(sd_vae, "refresh_vae_list", self._refresh_vae_list)
         if features.has("loading"):
             wrap(sd_vae, "reload_vae_weights", self._reload_vae_weights)
             wrap(sd_vae, "load_vae", self._load_vae)
+        if not self._base.library.entries:
+            self._base.library.refresh()
 
     def refresh(self) -> None:
         """Look for new and changed files."""
@@ -52,17 +56,30 @@ class SdNextLoader:
 
     def apply(self) -> None:
         model, repairs = self._registry.loaded.current, self._base.options.repairs
-        swapper = self._registry.swapper(model) if model is not None and repairs.loading else None
-        if swapper is not None:
-            active = swapper.activate(self._decider.decide(model.sd_checkpoint_info.filename))
-            entry = active.decision.entry
-            sd_vae.loaded_vae_file = str(entry.path) if entry else None  # named in infotexts and messages
+        if model is None or not repairs.loading:
+            return
+        swapper = self._registry.swapper(model)
+        decision = self._decider.decide(model.sd_checkpoint_info.filename)
+        if swapper is None:
+            self._registry.refuse_foreign(decision)
+            return
+        active = swapper.activate(decision)
+        entry = active.decision.entry
+        sd_vae.loaded_vae_file = str(entry.path) if entry else None  # named in infotexts and messages
 
     def model_loaded(self) -> None:
-        """Put the VAE that was chosen for a checkpoint over its own, now that it is loaded."""
-        if self._put_off is not None:
-            self._put_off = None
-            self._reload_or_say()
+        """Put the VAE that is chosen over the checkpoint's own, now that it is loaded.
+
+        The web UI itself chooses one for Stable Diffusion only (sd_models.py:950).
+        """
+        model = self._registry.loaded.current
+        if model is None or not self._is_for_us(model):
+            return
+        try:
+            self.apply()
+        except VaeKitError as error:
+            line = f"{str(error).rstrip('.')}. The checkpoint's own VAE is used instead."
+            self._base.messages.notify(line, "warning")
 
     def _refresh_vae_list(self, original: Callable[[], object]) -> object:
         listed = original()
@@ -73,7 +90,6 @@ class SdNextLoader:
         """While a checkpoint loads: its own VAE is loaded with it, so that it can be given back later."""
         if vae_file is None or not self._base.options.repairs.loading or not Path(vae_file).is_file():
             return original(model_file, vae_file, *source)
-        self._put_off = vae_file
         return None
 
     def _reload_vae_weights(
@@ -88,8 +104,14 @@ class SdNextLoader:
         model = self._registry.loaded.current
         if not by_rules:
             return original(sd_model, vae_file)
-        if model is None or not self._is_for_us(model):
+        if model is None:
             return original(sd_model)
+        if not self._is_for_us(model):
+            self._give_back(model)
+            return original(sd_model)
+        own = getattr(model, "original_vae", None)
+        if own is not None and own is not model.vae:
+            original(sd_model, None)  # it took a folder's VAE: back to the checkpoint's, over which a file is put
         try:
             self.apply()
         except VaeKitError as error:
@@ -102,9 +124,9 @@ class SdNextLoader:
         known = self._base.options.repairs.loading and self._registry.swapper(model) is not None
         return known and (path is None or Path(path).is_file())
 
-    def _reload_or_say(self) -> None:
-        with self._deferred.collected() as errors:
-            sd_vae.reload_vae_weights()
-        for error in errors:
-            line = f"{str(error).rstrip('.')}. The checkpoint's own VAE is used instead."
-            self._base.messages.notify(line, "warning")
+    def _give_back(self, model: Any) -> None:
+        """Let the checkpoint's own weights be live: the web UI keeps the module as the one to come back to."""
+        swapper = self._registry.swapper(model)
+        if swapper is not None and swapper.active is not None:
+            swapper.activate(OWN)
+            sd_vae.loaded_vae_file = None

@@ -9,5 +9,7 @@ SDNEXT_NAMES: tuple[HostName, ...] = (
     *names_for("loading", "modules.modeldata", "model_data.sd_model"),
     *names_for("listing", "modules.sd_vae", "refresh_vae_list"),
     *names_for("refusals", "modules.options_handler", "Options.set"),
+    *names_for("refusals", "modules.api.options", "set_options"),
+    *names_for("control", "modules.scripts_manager", "control_extensions"),
     *names_for("jobs", "modules.processing", "process_images_inner"),
 )

@@ -14,7 +14,7 @@ from sd_vae_kit.hosts.base import HostBase
 from sd_vae_kit.hosts.choice import PassChoice, RuleDecider
 from sd_vae_kit.hosts.models import ModelRegistry
 from sd_vae_kit.hosts.status import StatusReport
-from sd_vae_kit.settings.sections import NONE
+from sd_vae_kit.settings.sections import AUTOMATIC, NONE
 from sd_vae_kit.vaes.choice import Decision
 from sd_vae_kit.vaes.entry import Entry
 from sd_vae_kit.vaes.host_protocol import Checkpoint
@@ -98,13 +98,22 @@ class SdNextDecider:
         self._chosen = chosen
 
     def decide(self, checkpoint_file: str) -> Decision:
+        """Raise VaeNotFoundError for a name that the web UI takes for the checkpoint's own VAE."""
         if self._chosen.vae is not None:
             return self._rules.decide(checkpoint_file)
         path, source = sd_vae.resolve_vae(checkpoint_file)
+        if path is None and (unknown := self._unknown_name()):
+            path, source = str(self._library.get(unknown).path), "settings"
         if path is None:
             return Decision(None, "own", Sentence.of("No VAE is chosen, so the checkpoint's own is used."))
         entry = self._entry_at(path)
         return Decision(entry, str(source), Sentence.of(WHY.get(str(source), "{} was chosen."), entry.name))
+
+    def _unknown_name(self) -> str:
+        """What the option names that the web UI has no file for; empty if it names none."""
+        named = str(getattr(shared.opts, "sd_vae", AUTOMATIC))
+        is_known = named in OWN_NAMES or named in (AUTOMATIC, NONE) or named in sd_vae.vae_dict
+        return "" if is_known else named
 
     def _entry_at(self, path: str) -> Entry:
         same = (entry for entry in self._library.entries if str(entry.path) == path)
@@ -128,6 +137,7 @@ class SdNextInfotext:
         entry = active.decision.entry if active else None
         p.sd_vae_name = entry.name if entry else None
         p.sd_vae_hash = self._report.hash_of(entry)[:10] if entry else None
+        p.extra_generation_params["VAE hash"] = p.sd_vae_hash  # it writes the name by itself, of none a hash
 
 
 def latent_format_of(config: Any) -> LatentFormat:
