@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "sd_vae_kit"
 FOLDERS = ("sd_vae_kit/hosts", "sd_vae_kit/webui", "scripts")
 HOST = ("modules", "modules_forge", "backend", "ldm_patched", "launch")
+PACKAGES = ("modules.api",)  # below those in HOST: packages that hold nothing but modules, as those do
 BLOCKS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 ASKING, REPLACING = ("getattr", "hasattr", "setattr"), ("replace", "wrap", "is_applied")
 Place = tuple[str, str]  # a module of the host and a dotted name in it, "" for the module itself
@@ -78,7 +79,7 @@ class Uses:
             if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] not in HOST:
                 continue
             for alias in node.names:
-                is_module = "." not in str(node.module)  # the packages themselves hold nothing but modules
+                is_module = node.module in PACKAGES or "." not in str(node.module)
                 place = (f"{node.module}.{alias.name}", "") if is_module else (str(node.module), alias.name)
                 self._aliases[alias.asname or alias.name] = place
                 self._add(place, node)
