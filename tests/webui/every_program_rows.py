@@ -18,7 +18,18 @@ from typing import Any
 
 import memory_limit
 import pytest
-from installation import SMALL, Answer, Made, WebUi, made_from, picture, running_with, wait_until, without_traceback
+from installation import (
+    SMALL,
+    Answer,
+    Made,
+    WebUi,
+    further_vaes,
+    made_from,
+    picture,
+    running_with,
+    wait_until,
+    without_traceback,
+)
 from programs import Program
 from tiling_rows import ALWAYS, AUTO, OFF, img2img, progress
 from vae_variants import write_diffusers_folder, write_some
@@ -90,8 +101,9 @@ class EveryProgramRows:
     def plain(cls, tmp_path_factory, vaes) -> Plain:
         """Made by a start without the extension."""
         beside = {memory_limit.NAME: memory_limit.SCRIPT}
-        folder, flag = tmp_path_factory.mktemp("plain"), f"{cls.program.vaes_flag}={vaes}"
-        with running_with(cls.program, folder, flag, beside=beside, with_extension=False) as webui:
+        data = tmp_path_factory.mktemp("plain")
+        flags = further_vaes(cls.program, data, vaes)
+        with running_with(cls.program, data, *flags, beside=beside, with_extension=False) as webui:
             assert webui.call("/vae-kit/v1/status").status == 404
             own = webui.txt2img()
             with_a = webui.txt2img(override_settings=cls.program.own_choice(vaes / A))
@@ -103,9 +115,10 @@ class EveryProgramRows:
     def running(cls, tmp_path_factory, vaes, plain) -> Iterator[WebUi]:
         """With the extension, and without the files of any preview method, as a fresh installation is."""
         models = fresh_models(cls.program.models(), tmp_path_factory.mktemp("links") / "models")
-        flags = (f"{cls.program.vaes_flag}={vaes}", f"{cls.program.models_flag}={models}")
+        data = tmp_path_factory.mktemp("webui")
+        flags = [*further_vaes(cls.program, data, vaes), f"{cls.program.models_flag}={models}"]
         beside = {memory_limit.NAME: memory_limit.SCRIPT}
-        with running_with(cls.program, tmp_path_factory.mktemp("webui"), *flags, beside=beside) as webui:
+        with running_with(cls.program, data, *flags, beside=beside) as webui:
             yield webui
 
     @pytest.fixture

@@ -200,6 +200,14 @@ def link_script(data: Path, name: str, script: str) -> None:
     (scripts / f"{name.replace('-', '_')}.py").write_text(script)
 
 
+def further_vaes(program: Program, data: Path, folder: Path) -> list[str]:
+    """Flags with which a web UI lists the VAEs of one more folder; where an option does it, it is set in `data`."""
+    if program.vaes_flag:
+        return [f"{program.vaes_flag}={folder}"]
+    (data / "config.json").write_text(json.dumps({program.vaes_option: str(folder)}))
+    return []
+
+
 def python_of(folder: Path) -> str:
     """The installation's own Python."""
     own = [folder / "venv" / part for part in ("bin/python", "Scripts/python.exe")]

@@ -21,7 +21,8 @@ class Program:
             folder of its models where that is not `models` in the installation.
         flags: Of the plain start.
         models_flag: Names the folder of models.
-        vaes_flag: Names a further folder of VAE files.
+        vaes_flag: Names a further folder of VAE files; empty where an option does it.
+        vaes_option: That option.
         environment: Variables of the plain start.
         checkpoints: Pattern of its checkpoints below the folder of models.
         weights: Pattern, below a checkpoint that is a folder, of the file that holds its VAE.
@@ -40,6 +41,7 @@ class Program:
     flags: tuple[str, ...]
     models_flag: str = "--models-dir"
     vaes_flag: str = "--vae-dir"
+    vaes_option: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     checkpoints: str = "Stable-diffusion/*.safetensors"
     weights: str = ""
@@ -142,9 +144,12 @@ SDNEXT = Program(
     "SD.Next",
     "VAE_KIT_SDNEXT_DIR",
     ("--skip-all", "--use-cpu=all"),
+    vaes_flag="",  # its --vae-dir has no effect
+    vaes_option="vae_dir",
     environment=MappingProxyType({"TORCHDYNAMO_DISABLE": "1"}),  # on a CPU it compiles, which takes minutes
     checkpoints="Diffusers/*",
     weights="vae/*.safetensors",
+    takes_ckpt=False,
     is_asked_to_load=True,
     own_choice=lambda file: {"sd_vae": f"{file.stem}_folder"},  # of single files it takes only the published sizes
     none="Default",
