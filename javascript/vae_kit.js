@@ -70,7 +70,7 @@
             }
         });
         onUiTabChange(() => {
-            if (get_uiCurrentTab()?.textContent.trim() === TAB && !wantedField()?.value) {
+            if (tabButton()?.classList.contains("selected") && !wantedField()?.value) {
                 lookAgain();
             }
         });
