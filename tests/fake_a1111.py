@@ -337,6 +337,9 @@ class FakeA1111:
         common = self._module("modules.sd_samplers_common", approximation_indexes=indexes, store_latent=store_latent,
                               samples_to_images_tensor=samples_to_images_tensor)  # fmt: skip
 
+    def without_autocast(self, disable=False):
+        return contextlib.nullcontext()
+
     def _get_user_metadata(self, filename, lister=None):
         return self.cards.get(Path(filename).stem, {})
 

@@ -246,54 +246,6 @@ class FakeForge(FakeA1111):
         self._module("modules.processing", process_images=process_images, process_images_inner=process_images_inner)
 
 
-class FakeNeo(FakeForge):
-    """Forge Neo: swaps for one request by itself, by path; the option is a greyed dropdown without an infotext key."""
-
-    def _make_modules(self) -> None:
-        super()._make_modules()
-        self.shared.opts.data_labels["sd_vae"] = OptionInfo("Automatic", "SD VAE", types.SimpleNamespace)
-        labels = self.shared.opts.data_labels
-        labels["quicksettings_list"] = labels.pop("quick_setting_list")
-        del labels["add_vae_name_to_info"], labels["add_vae_hash_to_info"]
-        del self.modules["modules.lowvram"]
-        del self.modules["modules"].lowvram
-        self.shared.cmd_opts.vae_dirs = []
-
-    def _make_sd_vae(self) -> None:
-        super()._make_sd_vae()
-
-        def reload_vae_weights(vae):
-            if vae in (None, "None"):
-                return False
-            self.shared.sd_model.forge_objects.vae.first_stage_model.load_state_dict(load_file(vae))
-            return True
-
-        self.sd_vae.reload_vae_weights = reload_vae_weights
-        self.sd_vae.restore_vae_weights = lambda: None
-        del self.sd_vae.load_torch_file
-
-    def _make_processing(self) -> None:
-        super()._make_processing()
-
-        def process_images(p):
-            p.scripts.before_process(p)
-            opts, processing = self.shared.opts, self.processing
-            stored = {key: opts.data[key] for key in p.override_settings if key in opts.data}
-            override = p.override_settings.pop("sd_vae", None)
-            try:
-                processing.set_config(p.override_settings, is_api=True, run_callbacks=False, save_config=False)
-                self.forge_model_reload()
-                if override is not None:
-                    self.sd_vae.reload_vae_weights(override)
-                return processing.process_images_inner(p)
-            finally:
-                processing.set_config(stored, save_config=False)
-                if override is not None:
-                    self.sd_vae.restore_vae_weights()
-
-        self.processing.process_images = process_images
-
-
 class HiresJob(Job):
     """A job whose second pass is made with another checkpoint: a new engine, in the middle."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import types
 from pathlib import Path
 
@@ -24,10 +23,6 @@ OPTIONS = {
 
 class Network(Exception):
     """A download was tried, and there is no network."""
-
-
-def without_autocast(disable=False):
-    return contextlib.nullcontext()
 
 
 def _state_class(host: FakeA1111) -> type:
@@ -68,7 +63,7 @@ def add_previews(host: FakeA1111) -> FakeA1111:
     for key, default in OPTIONS.items():
         opts.data_labels[key] = OptionInfo(default)
     host.shared.parallel_processing_allowed = True
-    host.devices.without_autocast = without_autocast
+    host.devices.without_autocast = host.without_autocast
     host.devices.dtype = torch.float32
     state = host._module("modules.shared_state", State=_state_class(host))
     host.shared.state = state.State()

@@ -7,7 +7,8 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from tools.host_names import VALUE, Recording
+from tools.host_entries import VALUE
+from tools.host_names import Recording
 
 OWN = "vae_kit"  # flags of preload.py, what the extension leaves on a host's objects
 
@@ -20,8 +21,8 @@ def differences(fake: Any, recording: Recording) -> Iterator[str]:
         recording: Of the program that it stands for.
     """
     for name, module in fake.modules.items():
-        if any(other.startswith(f"{name}.") for other in recording.modules):
-            continue  # a package, which only holds others
+        if _is_package(name, recording):
+            continue
         if name not in recording.modules:
             yield f"{recording.program} has no module {name}"
             continue
@@ -35,6 +36,29 @@ def differences(fake: Any, recording: Recording) -> Iterator[str]:
     for name in vars(shared.cmd_opts):
         if name not in recording.flags and OWN not in name:
             yield f"{recording.program} has no flag {name}"
+
+
+def keep_recorded(fake: Any, recording: Recording) -> None:
+    """Take out of a fake whatever the program lacks: modules, their names, options and flags."""
+    for name, module in list(fake.modules.items()):
+        if name not in recording.modules and not _is_package(name, recording):
+            parent, _, last = name.rpartition(".")
+            del fake.modules[name]
+            vars(fake.modules[parent]).pop(last, None)
+            continue
+        for attribute in list(vars(module)):
+            is_ours = attribute.startswith("__") or f"{name}.{attribute}" in fake.modules
+            if not is_ours and not recording.has(name, attribute):
+                delattr(module, attribute)
+    shared = fake.modules["modules.shared"]
+    for key in [key for key in shared.opts.data_labels if key not in recording.options]:
+        del shared.opts.data_labels[key]
+    for flag in [name for name in vars(shared.cmd_opts) if name not in recording.flags and OWN not in name]:
+        delattr(shared.cmd_opts, flag)
+
+
+def _is_package(name: str, recording: Recording) -> bool:
+    return any(other.startswith(f"{name}.") for other in recording.modules)
 
 
 def _differing(recording: Recording, name: str, value: Any, entry: Any) -> Iterator[str]:
@@ -66,7 +90,7 @@ def _differing_members(recording: Recording, name: str, value: Any, real: dict[s
 
 
 def signature_of(function: Any) -> str:
-    """Parameters in the words of `tools.host_sources`."""
+    """Parameters in the words of `tools.host_entries`."""
     if not callable(function):
         return "nothing"
     parts: list[str] = []

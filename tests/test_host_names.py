@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 from tools import host_names, host_uses
+from tools.host_entries import HostEntries
 from tools.host_names import PROGRAMS, Change, Recording, changes, main, missing, record
 from tools.host_sources import HostSources
 from tools.host_uses import Use, uses_in
@@ -192,7 +193,7 @@ def test_a_recording_is_read_as_it_was_written(installation, tmp_path):
 def test_sources_for_a_newer_python_are_named(installation):
     (installation / "modules" / "sd_vae.py").write_text("def f(:\n", "utf-8")
     with pytest.raises(SyntaxError) as error:
-        HostSources(installation).entry("modules.sd_vae", "f")
+        HostEntries(HostSources(installation)).entry("modules.sd_vae", "f")
     assert str(error.value.filename).endswith("sd_vae.py")
 
 

@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.host_sources import INSTANCE, SAME_AS, VALUE, Entry, HostSources
+from tools.host_entries import INSTANCE, SAME_AS, VALUE, Entry, HostEntries
+from tools.host_sources import HostSources
 from tools.host_uses import ROOT, Use, files_behind, own_files, used_modules, uses_in
 
 DATA = ROOT / "tests" / "data" / "host_names"
@@ -66,6 +67,11 @@ PROGRAMS = (
     Program("reForge", "reforge", "sd_vae_kit.hosts.a1111.reforge"),
     Program("Forge Classic", "classic", "sd_vae_kit.hosts.a1111.reforge"),
 )
+
+
+def program(key: str) -> Program:
+    """The web UI of a key."""
+    return next(item for item in PROGRAMS if item.key == key)
 
 
 @dataclass(frozen=True)
@@ -169,23 +175,23 @@ def record(root: Path, program: str, commit: str | None = None, modules: Iterabl
         SyntaxError: A file is written for a newer Python than this one.
     """
     sources, wanted = HostSources(root), list(used_modules() if modules is None else modules)
-    here = [module for module in wanted if sources.has_module(module)]
+    entries, here = HostEntries(sources), [module for module in wanted if sources.has_module(module)]
     found: dict[str, dict[str, Entry]] = {}
     for module in here:
-        found[module] = {name: sources.entry(module, name) for name in sources.all_names(module)}
-    _add_classes(sources, found)
+        found[module] = {name: entries.entry(module, name) for name in entries.all_names(module)}
+    _add_classes(entries, found)
     return Recording(
         program=program,
         version=version_of(root),
         commit=commit or git(root, "rev-parse", "HEAD"),
         modules=dict(sorted(found.items())),
         absent=[module for module in wanted if module not in here],
-        options=sources.options(),
-        flags=sources.flags(),
+        options=entries.options(),
+        flags=entries.flags(),
     )
 
 
-def _add_classes(sources: HostSources, found: dict[str, dict[str, Entry]]) -> None:
+def _add_classes(entries: HostEntries, found: dict[str, dict[str, Entry]]) -> None:
     """Classes in other modules that entries name."""
     waiting = [entry for names in found.values() for entry in names.values()]
     while waiting:
@@ -194,7 +200,7 @@ def _add_classes(sources: HostSources, found: dict[str, dict[str, Entry]]) -> No
             continue
         module, _, name = entry[2:].rpartition(".")
         if name not in found.setdefault(module, {}):
-            found[module][name] = sources.entry(module, name)
+            found[module][name] = entries.entry(module, name)
             waiting.append(found[module][name])
 
 
@@ -276,7 +282,9 @@ def in_words(entry: Entry) -> str:
         return "a class"
     if entry.startswith("("):
         return f"a function {entry}"
-    return {VALUE: "a value"}.get(entry, entry.replace(SAME_AS, "the class ", 1) if entry[:2] == SAME_AS else entry)
+    if entry == VALUE:
+        return "a value"
+    return f"the class {entry[2:]}" if entry.startswith(SAME_AS) else f"an object of {entry[2:]}"
 
 
 def parameters(signature: str) -> list[str]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.host_syntax import for_type_checkers
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "sd_vae_kit"
 FOLDERS = ("sd_vae_kit/hosts", "sd_vae_kit/webui", "scripts")
@@ -184,9 +186,10 @@ class Uses:
         place, found = self._place(owner, known), texts_in(name)
         if isinstance(name, ast.Name):
             found = self._loops.get(id(name), {}).get(name.id) or texts_in(self.constants.get(name.id, name))
-        for text in found if place is not None else ():
-            if text.isidentifier():
-                self._add(place, name, text, is_question=is_question)
+        if place is None:
+            return
+        for text in filter(str.isidentifier, found):
+            self._add(place, name, text, is_question=is_question)
 
 
 def own_nodes(block: ast.AST) -> Iterator[ast.AST]:
@@ -266,15 +269,12 @@ def own_imports(path: Path) -> Iterator[str]:
     """Our own modules that a file imports when it runs; not those that only type checkers see."""
     if path == ROOT / PACKAGE / "hosts" / "__init__.py":  # the door: it takes one of the hosts, as the caller names
         return
-    tree = ast.parse(path.read_text("utf-8"), str(path))
-    hidden = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node not in hidden and (node.module or "").startswith(PACKAGE):
+    waiting: list[ast.AST] = [ast.parse(path.read_text("utf-8"), str(path))]
+    while waiting:
+        node = waiting.pop()
+        if for_type_checkers(node):
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
             yield str(node.module)
             yield from (f"{node.module}.{alias.name}" for alias in node.names)

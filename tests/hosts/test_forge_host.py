@@ -7,7 +7,8 @@ import weakref
 import pytest
 import torch
 from fake_a1111 import Runner, installed
-from fake_forge import FakeForge, FakeNeo, HiresJob, VideoVae
+from fake_forge import FakeForge, HiresJob, VideoVae
+from fake_neo import FakeNeo
 from fastapi import HTTPException
 
 
