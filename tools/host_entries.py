@@ -1,4 +1,4 @@
-"""Describes a web UI's names: functions by their parameters, classes by their members; options and flags by their names.
+"""Describes a web UI's names: functions by their parameters, classes by members, options and flags by name alone.
 
 A name is described by an entry:
 
