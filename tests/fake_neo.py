@@ -46,6 +46,8 @@ class FakeNeo(FakeForge):
         labels["quicksettings_list"] = labels.pop("quick_setting_list")
         self.shared.cmd_opts.vae_dirs = []
         self.modules["modules_forge.main_thread"].Task = task_class(self)
+        memory = self.modules["backend.memory_management"]
+        memory.free_memory = lambda memory_required, device, keep_loaded=(): None
         keep_recorded(self, self.recording)
 
     def _make_sd_vae(self) -> None:
