@@ -326,9 +326,9 @@ def test_jobs_of_web_uis(key, webui, host, script, options, model, seen_ways):
         model.half()
     webui.latent = JOB_LATENT.to(next(model.parameters()).dtype)
     observe = {
-        "sd_vae": lambda: host.status().name,
-        OVERRIDES: lambda: host.status().name,
-        "vae_kit_guard_wrong_family": lambda: (host.status().name, host.status().warnings),
+        "sd_vae": lambda: host.report.status().name,
+        OVERRIDES: lambda: host.report.status().name,
+        "vae_kit_guard_wrong_family": lambda: (host.report.status().name, host.report.status().warnings),
         CACHE: lambda: files_read(webui, host),
         **dict.fromkeys(WAYS, seen_ways),
     }.get(key, lambda: made_by_job(webui, host, script))
@@ -350,7 +350,7 @@ def made_by_job(webui, host, script):
     """How a job with an encode and a decode ran."""
     image = picture(64, 48).to(webui.latent.dtype)
     made = webui.generate(script, init=lambda: webui.shared.sd_model.encode_first_stage(image))
-    status = host.api_status()
+    status = host.api.api_status()
     return facts(status["last_encode"]), facts(status["last_decode"]), made.extra_generation_params
 
 
@@ -433,7 +433,7 @@ def test_the_http_api(key, webui, host, options, seen_ways):
     overflowing_file(webui.folder / "VAE" / "half.safetensors")
     host.refresh()
     app = FastAPI()
-    app.include_router(make_router(host))
+    app.include_router(make_router(host.api))
     client = TestClient(app)
     wanted = {"vae": "half.safetensors", "dtype": "fp16" if "precision" in key else "fp32"}
     latent = base64.b64encode(save({"latent": LATENT * 0.18215}, {"family": "sd1"})).decode()
@@ -465,11 +465,11 @@ def test_what_a_vae_needed_is_remembered_between_calls_of_the_api_and_of_taesd(w
     overflowing_file(webui.folder / "VAE" / "half.safetensors")
     host.refresh()
     app = FastAPI()
-    app.include_router(make_router(host))
+    app.include_router(make_router(host.api))
     latent = base64.b64encode(save({"latent": LATENT * 0.18215}, {"family": "sd1"})).decode()
     wanted = {"latent": latent, "vae": "half.safetensors", "dtype": "fp16"}
     assert TestClient(app).post(f"{PREFIX}/decode", json=wanted).status_code == 200
-    assert host.precision_fixes.count == 1
+    assert host.api.precision_fixes.count == 1
     recomputed = []
     for _ in range(2):
         coder = webui.sd_vae_taesd.decoder_model()
@@ -477,8 +477,8 @@ def test_what_a_vae_needed_is_remembered_between_calls_of_the_api_and_of_taesd(w
         recomputed.append(coder.report.steps_recomputed)
     assert recomputed[0] > 0
     assert recomputed[1] == 0, "another object, the same memory"
-    assert host.precision_fixes.count == 2
-    assert host.forget_precision() == 2
+    assert host.api.precision_fixes.count == 2
+    assert host.api.forget_precision() == 2
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
