@@ -285,7 +285,20 @@ def test_what_was_found_out_is_not_found_out_again(doors, monkeypatch):
     monkeypatch.setattr(family_finder, "tell_family", lambda weights: pytest.fail("tried again"))
     monkeypatch.setattr("sd_vae_kit.vaes.library.file_sha256", lambda *args: pytest.fail("hashed again"))
     monkeypatch.setattr("sd_vae_kit.vaes.library.fingerprint", lambda *args: pytest.fail("compared again"))
-    assert inspector.inspect(doors.entry("api", "by_behaviour")) == first
     monkeypatch.setattr("sd_vae_kit.vaes.library.read_vae", lambda *args: pytest.fail("read the weights"))
-    glance = inspector.glance(doors.entry("api", "by_behaviour"))
-    assert glance == first
+    assert inspector.inspect(doors.entry("api", "by_behaviour")) == first
+    assert inspector.inspect_path(doors.folder / "by_behaviour.safetensors") == first
+    assert inspector.glance(doors.entry("api", "by_behaviour")) == first
+
+
+def test_a_file_that_was_replaced_is_read_anew(folder, tmp_path):
+    path, inspector = tmp_path / "x.safetensors", Inspector(FamilyFinder(Library([], tmp_path / "library.json"), None))
+    shutil.copy2(folder / "by_metadata.safetensors", path)  # with its time: what is learnt of a fresh file is not kept
+    first = inspector.inspect_path(path)
+    assert inspector.library.recall(path).fingerprint == first.fingerprint
+    shutil.copy2(folder / "by_channels.safetensors", path)
+    assert inspector.library.recall(path) is None
+    second = inspector.inspect_path(path)
+    assert (first.z_channels, second.z_channels) == (4, 32)
+    assert first.sha256 != second.sha256
+    assert first.fingerprint != second.fingerprint

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> CommandResult:
     target = check_safetensors_target(options.output, options.vae)
     library = open_library(options)
     entry, weights = read(library, options.vae)
-    source_sha256 = library.sha256(entry, hashing_bar(entry, quiet=options.json))
+    source_sha256 = library.sha256(entry, hashing_bar(entry.path, quiet=options.json))
     safe = None
     if options.fp16_safe:
         safe = _made_safe(weights, options.dtype, label=Path(options.vae).name)
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> CommandResult:
     tensors, metadata = convert(weights, options.layout, options.dtype)
     save(target, tensors, metadata)
     entry, written = library.read(target)  # read back: what is reported is what is there
-    sha256 = library.sha256(entry, hashing_bar(entry, quiet=options.json))
+    sha256 = library.sha256(entry, hashing_bar(entry.path, quiet=options.json))
     detection = written.detection
     data: dict[str, object] = {
         "path": str(target),

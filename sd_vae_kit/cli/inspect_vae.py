@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from sd_vae_kit.cli.command_result import CommandResult
-from sd_vae_kit.cli.vae_choice import hashing_bar, open_inspector, read
+from sd_vae_kit.cli.vae_choice import hashing_bar, listed_entry, open_inspector
 
 
 def run(options: argparse.Namespace) -> CommandResult:
     """Facts of one file; the scale of an undecided family is the first one's, with a warning."""
     inspector = open_inspector(options)
-    entry, weights = read(inspector.library, options.vae)
-    found = inspector.inspect(entry, weights, hashing_bar(entry, quiet=options.json))
+    if Path(options.vae).exists():
+        found = inspector.inspect_path(options.vae, hashing_bar(Path(options.vae), quiet=options.json))
+    else:
+        entry = listed_entry(inspector.library, options.vae)
+        found = inspector.inspect(entry, on_progress=hashing_bar(entry.path, quiet=options.json))
     data: dict[str, object] = {
         "path": str(found.path),
         "layout": found.layout,

@@ -87,7 +87,7 @@ def choose(inspector: Inspector, name: str, *, quiet: bool) -> Chosen:
         VaeKitError: The file cannot be used, and why.
     """
     entry, weights = read(inspector.library, name)
-    sha256 = inspector.library.sha256(entry, hashing_bar(entry, quiet=quiet))
+    sha256 = inspector.library.sha256(entry, hashing_bar(entry.path, quiet=quiet))
     return Chosen(entry, weights, sha256, inspector.family(entry, weights))
 
 
@@ -119,25 +119,35 @@ def read(library: Library, name: str) -> tuple[Entry, VaeWeights]:
     """As `choose`, without working out the file's hash and family."""
     if Path(name).exists():
         return library.read(name)
+    entry = listed_entry(library, name)
+    return entry, library.load(entry)
+
+
+def listed_entry(library: Library, name: str) -> Entry:
+    """The entry that a name means which is no path.
+
+    Raises:
+        VaeNotFoundError: There is none; the message says what is near.
+    """
     library.refresh()
     try:
-        entry = library.get(name)
+        return library.get(name)
     except VaeNotFoundError as error:
         raise VaeNotFoundError(f"There is no file {name}, and as a name in the library: {error}.") from error
-    return entry, library.load(entry)
 
 
 def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def hashing_bar(entry: Entry, *, quiet: bool) -> Progress | None:
+def hashing_bar(path: Path, *, quiet: bool) -> Progress | None:
     """Shows how far a large file is hashed, where there is a terminal to show it on."""
-    if quiet or entry.size < LARGE or not sys.stderr.isatty():
+    size = path.stat().st_size
+    if quiet or size < LARGE or not sys.stderr.isatty():
         return None
     from tqdm import tqdm
 
-    bar = tqdm(total=entry.size, unit="B", unit_scale=True, desc=f"hashing {entry.name}", leave=False)
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"hashing {path.name}", leave=False)
 
     def advance(done: int, total: int) -> None:
         bar.update(done - bar.n)

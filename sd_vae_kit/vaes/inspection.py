@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sd_vae_kit.core.files.completeness import parameter_counts
-from sd_vae_kit.core.files.detection import Detection, FamilyKnownBy, Kind, LayoutName
-from sd_vae_kit.core.files.inspection import inspect_header
+from sd_vae_kit.core.files.detection import FamilyKnownBy, Kind, LayoutName
+from sd_vae_kit.core.files.inspection import HeaderInspection, inspect_header
 from sd_vae_kit.core.halves import Part
 from sd_vae_kit.core.vae import VaeWeights, choose_format
 from sd_vae_kit.settings.sections import GuardSettings
@@ -97,11 +96,20 @@ class Inspector:
             VaeKitError: The file cannot be used; as in `Library.load`.
         """
         sha256 = self.library.sha256(entry, on_progress)
-        read = weights or self.library.load(entry)
-        identity = self.library.identify(entry, read)
-        finding = self.family(entry, read)
-        known = replace(entry, sha256=sha256, fingerprint=identity.fingerprint)
-        return _inspection(known, read.detection, read.dtype, finding)
+        if weights is None and entry.fingerprint is None:
+            weights = self.library.load(entry)
+        identity = self.library.identify(entry, weights)
+        finding = self.family(entry, weights)
+        header = HeaderInspection(weights.detection, weights.dtype) if weights else inspect_header(entry.path)
+        return _inspection(replace(entry, sha256=sha256, fingerprint=identity.fingerprint), header, finding)
+
+    def inspect_path(self, path: str | os.PathLike[str], on_progress: Progress | None = None) -> Inspection:
+        """As `inspect`, for a file by its path, in the library's folders or not."""
+        entry = self.library.recall(path)
+        if entry is not None:
+            return self.inspect(entry, on_progress=on_progress)
+        entry, weights = self.library.read(path)
+        return self.inspect(entry, weights, on_progress)
 
     def family(self, entry: Entry, weights: VaeWeights | None = None) -> Finding:
         """Whose VAE a file is; its weights are read where needed if they are not at hand.
@@ -117,8 +125,7 @@ class Inspector:
         Raises:
             VaeKitError: The file cannot be used.
         """
-        header = inspect_header(entry.path)
-        return _inspection(entry, header.detection, header.dtype, self.finder.remembered(entry))
+        return _inspection(entry, inspect_header(entry.path), self.finder.remembered(entry))
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
@@ -128,11 +135,11 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         VaeKitError: The file cannot be used; the message says what it is instead, or what is wrong with it.
     """
     inspector = Inspector(FamilyFinder(Library([], None), None))
-    entry, weights = inspector.library.read(path)
-    return inspector.inspect(entry, weights)
+    return inspector.inspect_path(path)
 
 
-def _inspection(entry: Entry, detection: Detection, dtype: str, finding: Finding) -> Inspection:
+def _inspection(entry: Entry, header: HeaderInspection, finding: Finding) -> Inspection:
+    detection = header.detection
     latent_format, warning = choose_format(detection, finding.to_run_as, label=entry.name)
     return Inspection(
         path=entry.path,
@@ -147,8 +154,8 @@ def _inspection(entry: Entry, detection: Detection, dtype: str, finding: Finding
         downscale=detection.downscale,
         scale_factor=latent_format.scale_factor,
         shift_factor=latent_format.shift_factor,
-        parameters=parameter_counts(detection),
-        dtype=dtype,
+        parameters=header.parameters,
+        dtype=header.dtype,
         sha256=entry.sha256,
         fingerprint=entry.fingerprint,
         warnings=(*detection.warnings, *([warning] if warning else [])),

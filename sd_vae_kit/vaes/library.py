@@ -83,6 +83,20 @@ class Library:
             self._cache.save()
         return entry
 
+    def recall(self, path: str | os.PathLike[str]) -> Entry | None:
+        """The entry of a path if its weights were read before and the file is what it was; nothing is read.
+
+        Raises:
+            VaeNotFoundError: There is no such file.
+        """
+        name, place = self._listed(path)
+        stamp = Stamp.of(place)
+        with self._lock:
+            record = self._cache.find(place, stamp)
+        if record is None or record.identity is None or record.facts is None or not record.facts.is_complete:
+            return None
+        return _made_entry(name, place, stamp, record.facts, record)
+
     def read(self, path: str | os.PathLike[str]) -> tuple[Entry, VaeWeights]:
         """The entry of a path and its weights, from one look at the file.
 
