@@ -56,17 +56,41 @@ class BandComputer:
         self._recent: dict[int, tuple[int, int, Tensor]] = {}  # rows of nodes that are not stored, for one band
         self._is_searching = False
 
-    def compute(self, node: int, top: int, bottom: int) -> Tensor:
-        """Rows [top, bottom) of a node, newly computed; the caller may write into them."""
-        dtype = self.ranges.compute_dtype(node, self.plan.dtype)
-        if dtype == self.plan.dtype:
-            return self._examined(self._computed(node, top, bottom, dtype), node, "result")
-        # fp32 in the middle of a half-precision run: in pieces, so that it needs no more memory than the other steps
+    def compute(self, node: int, top: int, bottom: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Rows [top, bottom) of a node, stored with its exponent, newly computed; the caller may write into them.
+
+        Args:
+            dtype: What is computed in; None: the node's own, in pieces where that is not the run's.
+        """
+        wanted = self.ranges.compute_dtype(node, self.plan.dtype) if dtype is None else dtype
+        if dtype is None and wanted != self.plan.dtype:
+            return self._examined(self._in_pieces(node, top, bottom, wanted), node, "result")
+        step = self.graph.steps[node - 1]
+        assert isinstance(step, Step)
+        scaling = Scaling(wanted, self.ranges.gain(node), self.ranges.exponent(node))
+        if step.conv is None:
+            y = self._conv_input(step, node, top, bottom, scaling)
+        else:
+            entering = Scaling(wanted, self.convolver.input_gain(step.conv, scaling))
+            rows = lambda a, b: self._conv_input(step, node, a, b, entering)  # noqa: E731
+            source = SourceRows(rows, self.store.shapes[step.source][1])
+            y = self.convolver(step.conv, source, top, bottom, scaling)
+        if step.residual is not None:
+            self._add_residual(y, step.residual, step.shortcut, node, top)
+            self._recent.pop(step.residual, None)  # the block that needed it twice is done with it
+        if step.divisor != 1.0:
+            y.div_(step.divisor)
+        if step.post is not None:
+            y = step.post(y)
+        return self._examined(y, node, "result") if dtype is None else y
+
+    def _in_pieces(self, node: int, top: int, bottom: int, dtype: torch.dtype) -> Tensor:
+        """fp32 in the middle of a half-precision run, in no more memory than the other steps need."""
         channels, _, width = self.store.shapes[node]
         result = empty((1, channels, bottom - top, width), self.plan.dtype, self.plan.device)
         for first, last in split_rows(bottom - top, max(8, (bottom - top) // 8 * 2)):
-            result[:, :, first:last] = self._computed(node, top + first, top + last, dtype)
-        return self._examined(result, node, "result")
+            result[:, :, first:last] = self.compute(node, top + first, top + last, dtype)
+        return result
 
     def rows(self, node: int, top: int, bottom: int) -> tuple[Tensor, bool]:
         """(rows [top, bottom) of a node, whether the caller may write into them)."""
@@ -114,25 +138,6 @@ class BandComputer:
             self._is_searching = False
             self._recent.clear()
         return node, "result"
-
-    def _computed(self, node: int, top: int, bottom: int, dtype: torch.dtype) -> Tensor:
-        """Rows of a node, stored with its exponent, in the type they are computed in."""
-        step = self.graph.steps[node - 1]
-        assert isinstance(step, Step)
-        scaling = Scaling(dtype, self.ranges.gain(node), self.ranges.exponent(node))
-        if step.conv is None:
-            y = self._conv_input(step, node, top, bottom, scaling)
-        else:
-            entering = Scaling(dtype, self.convolver.input_gain(step.conv, scaling))
-            rows = lambda a, b: self._conv_input(step, node, a, b, entering)  # noqa: E731
-            source = SourceRows(rows, self.store.shapes[step.source][1])
-            y = self.convolver(step.conv, source, top, bottom, scaling)
-        if step.residual is not None:
-            self._add_residual(y, step.residual, step.shortcut, node, top)
-            self._recent.pop(step.residual, None)  # the block that needed it twice is done with it
-        if step.divisor != 1.0:
-            y.div_(step.divisor)
-        return y if step.post is None else step.post(y)
 
     def _add_residual(self, y: Tensor, source: int, shortcut: Conv | None, node: int, top: int) -> None:
         """Add the residual's rows to y, with y's exponent."""

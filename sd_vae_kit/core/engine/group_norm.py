@@ -42,10 +42,6 @@ class BandMoments:
         """(2, C): means and variances, float64 on the CPU; the first access waits for the device."""
         return torch.stack([self.mean, self.variance]).cpu().double()
 
-    def is_finite(self) -> bool:
-        """Whether every value of the band was finite, and no squared deviation overflowed; waits for the device."""
-        return bool(torch.isfinite(self.host).all())
-
     def divided(self, exponent: int) -> BandMoments:
         """The moments of the same band divided by 2**exponent."""
         return BandMoments(self.count, self.mean * 0.5**exponent, self.variance * 0.25**exponent)

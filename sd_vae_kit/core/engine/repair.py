@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from sd_vae_kit.core.engine.attention import AttentionPass
 from sd_vae_kit.core.engine.band_computer import BandComputer
 from sd_vae_kit.core.engine.band_guard import BandGuard, OutOfRange
+from sd_vae_kit.core.engine.edges import Rows
 from sd_vae_kit.core.engine.group_norm import band_moments
 from sd_vae_kit.core.engine.overflow import HalfIsNotEnough
 from sd_vae_kit.core.engine.ranges import SHIFT_STEP
@@ -23,12 +25,9 @@ class BandMaker(Protocol):
     @property
     def sweep(self) -> Sweep: ...
 
-    def make(self, top: int, bottom: int) -> Tensor:
-        """Rows [top, bottom), newly computed.
-
-        Raises:
-            OutOfRange: A number on the way is too large.
-        """
+    @property
+    def make(self) -> Rows:
+        """Gives rows [top, bottom), newly computed; raises OutOfRange where a number on the way is too large."""
 
     def repair(self, top: int, bottom: int) -> None:
         """Change how these rows are computed, so that another try has a chance.
@@ -44,9 +43,7 @@ class ConvolvedBands:
 
     def __init__(self, computer: BandComputer, sweep: Sweep, target: Target) -> None:
         self.computer, self.sweep, self.target = computer, sweep, target
-
-    def make(self, top: int, bottom: int) -> Tensor:
-        return self.computer.compute(self.sweep.node, top, bottom)
+        self.make: Rows = partial(computer.compute, sweep.node)
 
     def repair(self, top: int, bottom: int) -> None:
         """Change how the first node on the way to this band that is not finite is computed."""

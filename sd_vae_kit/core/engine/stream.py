@@ -29,10 +29,10 @@ from sd_vae_kit.core.engine.overflow import RangeGuard
 from sd_vae_kit.core.engine.repair import AttendedBands, ConvolvedBands, finite_band
 from sd_vae_kit.core.engine.target import Target
 from sd_vae_kit.core.graph.nodes import AttentionStep, LayerGraph
-from sd_vae_kit.core.plan.cost import predict
 from sd_vae_kit.core.plan.devices import traits
 from sd_vae_kit.core.plan.plan import OnStep, Plan, RunStats
 from sd_vae_kit.core.plan.schedule import Sweep, make_schedule
+from sd_vae_kit.core.plan.search_cache import SEARCHES
 from sd_vae_kit.errors import Interrupted, PlanError
 
 __all__ = ["BandGuard", "OnStep", "Plan", "RunStats", "run_streamed"]
@@ -107,8 +107,9 @@ class _Passes:
         self.graph, self.plan, self.store = computer.graph, computer.plan, computer.store
         self.trimmer: MallocTrimmer | None = None
         if traits(self.plan.device).keeps_heap:
-            size = (1, *self.store.shapes[0])
-            self.trimmer = MallocTrimmer(self.plan, predict(self.graph, self.plan, size).peak_bytes)
+            one = (1, *self.store.shapes[0])
+            with SEARCHES.opened(self.graph, one, self.plan.dtype, self.plan.device) as search:
+                self.trimmer = MallocTrimmer(self.plan, search.cost(self.plan).peak_bytes)
 
     def run(self, x: Tensor, result: Tensor) -> None:
         """Take x (1, C, h, w) through all passes; the last one writes `result`."""

@@ -49,7 +49,15 @@ def run_guarded(
         PlanError, Interrupted: As `run_with_retries`.
     """
     attempts = _Attempts(graph, x, request, PrecisionFixes() if fixes is None else fixes)
-    return attempts.run(plan, replan or (lambda dtype: replace(plan, dtype=dtype)))
+    dtype = request.policy.first_dtype(plan.dtype, attempts.known)
+    while True:
+        current = plan
+        if dtype != plan.dtype:
+            current = replace(plan, dtype=dtype) if replan is None else replan(dtype)
+        outcome = attempts.run(plan.dtype, current)
+        if isinstance(outcome, RunResult):
+            return outcome
+        dtype = attempts.next_dtype(dtype, outcome)
 
 
 class _Attempts:
@@ -60,16 +68,7 @@ class _Attempts:
         self.recomputed = 0.0
         self.rescued: list[tuple[str, int]] = []
 
-    def run(self, plan: Plan, replan: Replan) -> RunResult:
-        """Try one precision after the other, as far as the policy allows."""
-        dtype = self.request.policy.first_dtype(plan.dtype, self.known)
-        while True:
-            outcome = self._attempt(plan.dtype, plan if dtype == plan.dtype else replan(dtype))
-            if isinstance(outcome, RunResult):
-                return outcome
-            dtype = self._next_dtype(dtype, outcome)
-
-    def _attempt(self, wanted: torch.dtype, plan: Plan) -> RunResult | str:
+    def run(self, wanted: torch.dtype, plan: Plan) -> RunResult | str:
         """The result in the type `wanted`, or the name of the step that half precision is not enough for."""
         request, stats, guard = self.request, RunStats(), self._guard(plan.dtype)
         watching = None if request.policy.mode == "never" else guard
@@ -95,7 +94,7 @@ class _Attempts:
         origin = Origin(self.request.label, self.request.before)
         return RangeGuard(self.graph, self.x, dtype, ranges, limits, origin)
 
-    def _next_dtype(self, failed: torch.dtype, step: str) -> torch.dtype:
+    def next_dtype(self, failed: torch.dtype, step: str) -> torch.dtype:
         """The next precision for the whole call.
 
         Raises:

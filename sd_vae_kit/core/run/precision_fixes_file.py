@@ -26,11 +26,11 @@ def _decoded(content: Mapping[str, object]) -> Found:
 
 
 def _encoded(found: Found) -> dict[str, object]:
-    return {"vaes": {name: {part: _plain(needs) for part, needs in parts.items()} for name, parts in found.items()}}
+    return {"vaes": {name: {part: _plain(fixes) for part, fixes in parts.items()} for name, parts in found.items()}}
 
 
-def _plain(needs: PrecisionFixes) -> dict[str, object]:
-    return {"shifts": needs.shifts, "fp32": sorted(needs.fp32), "whole": needs.whole}
+def _plain(fixes: PrecisionFixes) -> dict[str, object]:
+    return {"shifts": fixes.shifts, "fp32": sorted(fixes.fp32), "whole": fixes.whole}
 
 
 def _needs(plain: dict[str, object]) -> PrecisionFixes:
@@ -68,10 +68,10 @@ class PrecisionFixesFile:
         """What is known about the "encoder" or "decoder" of these weights; a copy."""
         return self._store.value.get(fingerprint, {}).get(part, PrecisionFixes()).copy()
 
-    def put(self, fingerprint: str, part: str, needs: PrecisionFixes) -> None:
+    def put(self, fingerprint: str, part: str, fixes: PrecisionFixes) -> None:
         """Remember; a folder that cannot be written costs only time and is logged."""
-        if self.get(fingerprint, part) != needs:
-            kept = needs.copy()
+        if self.get(fingerprint, part) != fixes:
+            kept = fixes.copy()
             self._store.remember(lambda found: _with_newest(found, fingerprint, part, kept))
 
     def forget(self) -> int:
@@ -86,9 +86,9 @@ class PrecisionFixesFile:
         return len(self._store.reload())
 
 
-def _with_newest(found: Found, fingerprint: str, part: str, needs: PrecisionFixes) -> Found:
+def _with_newest(found: Found, fingerprint: str, part: str, fixes: PrecisionFixes) -> Found:
     """The fixes with these as the latest, without those that are too many."""
-    parts = {**found.get(fingerprint, {}), part: needs}
+    parts = {**found.get(fingerprint, {}), part: fixes}
     others = [(name, known) for name, known in found.items() if name != fingerprint]
     return dict([*others, (fingerprint, parts)][-MOST:])
 

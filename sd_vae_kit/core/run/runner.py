@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -77,13 +79,19 @@ class Runner:
         device = x.device if request.device is None else request.device
         peak = PeakMemory(device) if request.measures_peak else None
         graph = graph_of(network, half)
+        plans = partial(planned, graph, tuple(x.shape), device=device, tiling=request.tiling)
+        chosen = _with_room(plans, request.dtype or x.dtype, request.make_room)
+        key = "" if request.policy.mode == "never" else self._key(network, graph)
+        known = self.fixes.get(key, half) if key else None
         try:
-            result, chosen = self._run(network, graph, x, replace(request, device=device))
+            result = run_guarded(graph, x, chosen.plan, request, known, lambda dtype: plans(dtype=dtype).plan)
         except NoMemoryError:
             release_cached(device)
             raise
         except (PlanError, UnsupportedVaeError) as error:
             raise StepAsideError(str(error)) from error
+        if key:
+            self.fixes.put(key, half, result.fixes)
         report = replace(
             result.report,
             predicted_mb=chosen.predicted_mb,
@@ -120,25 +128,6 @@ class Runner:
         self.last[half] = report
         return RunResult(tensor, report, PrecisionFixes())
 
-    def _run(
-        self, network: nn.Module, graph: LayerGraph, x: Tensor, request: RunRequest
-    ) -> tuple[RunResult, PlanChoice]:
-        shape, device = tuple(x.shape), request.device or x.device
-
-        def plan(dtype: torch.dtype) -> PlanChoice:
-            return planned(graph, shape, dtype, device, request.tiling)
-
-        chosen = plan(request.dtype or x.dtype)
-        if not chosen.fits and request.make_room is not None and request.make_room(chosen.predicted_mb * MIB):
-            chosen = plan(request.dtype or x.dtype)
-        if request.policy.mode == "never":
-            return run_guarded(graph, x, chosen.plan, request), chosen
-        key = self._key(network, graph)
-        known = self.fixes.get(key, graph.name)
-        result = run_guarded(graph, x, chosen.plan, request, known, lambda dtype: plan(dtype).plan)
-        self.fixes.put(key, graph.name, result.fixes)
-        return result, chosen
-
     def _key(self, network: nn.Module, graph: LayerGraph) -> str:
         """`weights_key`, taken again only if a tensor was exchanged or written to since."""
         if any(parameter.is_inference() for parameter in network.parameters()):
@@ -149,3 +138,13 @@ class Runner:
         if known is None or known[0] != stamp:
             known = self._keys[network] = (stamp, weights_key(graph))
         return known[1]
+
+
+def _with_room(
+    plans: Callable[..., PlanChoice], dtype: torch.dtype, make_room: Callable[[int], bool] | None
+) -> PlanChoice:
+    """The plan, chosen again if nothing fitted and other models could be moved away."""
+    chosen = plans(dtype=dtype)
+    if chosen.fits or make_room is None or not make_room(chosen.predicted_mb * MIB):
+        return chosen
+    return plans(dtype=dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from modules import shared
@@ -35,7 +36,7 @@ class A1111Calls:
         with self._environment.one_call():
             if name != "decode_first_stage":
                 return original(*args, **kwargs)
-            return self._interceptor.decoding(lambda: original(*args, **kwargs), lambda: self._sketch.picture(args[0]))
+            return self._interceptor.decoding(partial(original, *args, **kwargs), lambda: self._sketch.picture(args[0]))
 
 
 class PreviewMarks:

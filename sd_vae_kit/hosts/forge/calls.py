@@ -67,7 +67,7 @@ class ForgeCalls:
             if name == "encode":
                 return original(*args, **kwargs)
             return self._interceptor.decoding(
-                lambda: original(*args, **kwargs), lambda: self._sketch_of_z(vae, samples)
+                functools.partial(original, *args, **kwargs), lambda: self._sketch_of_z(vae, samples)
             )
 
     def _sketch_of_z(self, vae: Any, z: Tensor) -> Tensor:

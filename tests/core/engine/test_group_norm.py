@@ -13,6 +13,10 @@ from sd_vae_kit.core.engine.group_norm import BandMoments, Moments, affine, band
 CPU = torch.device("cpu")
 
 
+def is_finite(moments: BandMoments) -> bool:
+    return bool(torch.isfinite(moments.host).all())
+
+
 def gathered(x: Tensor, cuts: list[int]) -> Moments:
     moments = Moments()
     edges = [0, *sorted(cuts), x.shape[2]]
@@ -91,16 +95,16 @@ def test_a_stream_stored_divided_by_a_power_of_two_is_normalised_alike():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_one_bad_value_makes_the_moments_of_its_band_non_finite(bad):
     x = torch.randn(1, 8, 16, 16)
-    assert band_moments(x).is_finite()
+    assert is_finite(band_moments(x))
     x[0, 3, 7, 9] = bad
-    assert not band_moments(x).is_finite()
+    assert not is_finite(band_moments(x))
 
 
 def test_saturated_half_precision_is_finite_but_infinity_is_seen():
     x = torch.full((1, 4, 8, 8), 65504.0, dtype=torch.float16)
-    assert band_moments(x).is_finite()
+    assert is_finite(band_moments(x))
     x[0, 0, 0, 0] = float("inf")
-    assert not band_moments(x).is_finite()
+    assert not is_finite(band_moments(x))
 
 
 def test_a_norm_without_affine_parameters_is_plain_normalisation():

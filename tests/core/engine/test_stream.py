@@ -437,7 +437,7 @@ class Repairing:
 
     def accept(self, step, rows, band, moments):
         self.seen += 1
-        finite = moments.is_finite() if moments is not None else bool(torch.isfinite(band).all())
+        finite = bool(torch.isfinite(band if moments is None else moments.host).all())
         if finite:
             return band
         self.bad += 1
