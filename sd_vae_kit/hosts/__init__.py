@@ -17,6 +17,8 @@ NEEDED = tuple(names_for("", "modules.shared", "opts.data", "opts.data_labels", 
     names_for("", "modules.paths", "data_path")
 )
 
+NEO_SIGNS = (HostName("modules.sd_vae", "restore_vae_weights", ""), HostName("modules.shared", "cmd_opts.vae_dirs", ""))
+
 
 def detect_host(outlet: Outlet) -> WebuiHost | None:
     """The host for the web UI this process runs; None where none fits, so that we step aside.
@@ -46,7 +48,7 @@ def _find_create() -> Callable[[Outlet], WebuiHost] | None:
         from sd_vae_kit.hosts.forge import host as forge
         from sd_vae_kit.hosts.forge import neo as forge_neo
 
-        is_neo = HostName("modules.sd_vae", "restore_vae_weights", "").is_there
+        is_neo = any(sign.is_there for sign in NEO_SIGNS)
         return forge_neo.create if is_neo else forge.create
     if find_spec("modules.modeldata") is not None and find_spec("modules.options_handler") is not None:
         from sd_vae_kit.hosts.sdnext import host as sdnext
