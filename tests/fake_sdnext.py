@@ -68,7 +68,7 @@ class FakeSdNext(FakeA1111):
         self.swallowed: list[Exception] = []
         (self.folder / "Stable-diffusion").mkdir(parents=True)
         self._module("modules").__path__ = []
-        self._module("modules.paths", data_path=str(self.folder))
+        self._module("modules.paths", data_path=str(self.folder), models_path=str(self.folder))
         self._module("modules.devices", device=torch.device("cpu"))
         self._module("modules.call_queue", queue_lock=threading.Lock())
         self._module("modules.options_handler", Options=SdNextOptions)

@@ -1,5 +1,7 @@
 """The SD.Next adapter beside a fake SD.Next with a real diffusers AutoencoderKL."""
 
+import json
+
 import pytest
 import torch
 from fake_a1111 import OptionInfo
@@ -101,6 +103,31 @@ def test_the_choice_holds_for_every_checkpoint(webui, host):
     webui.sd_vae.load_vae = lambda *args: None
     webui.load_model("other", seed=200)
     assert host.report.status().name == "plain.safetensors"
+
+
+def test_the_users_rules_choose_where_the_option_is_automatic(webui, host):
+    rules = [{"vae": "plain", "glob": "mod*"}]
+    host.files.rules.save(json.dumps({"version": 1, "rules": rules}))
+    webui.load_model()
+    assert host.report.status().reason == "plain.safetensors follows from rule 1 (glob mod*)."
+    webui.load_model("another")
+    assert host.report.status().name == "None"
+    webui.load_model()
+    webui.shared.opts.set("sd_vae", "other.safetensors")
+    assert host.report.status().name == "other.safetensors"
+    webui.shared.opts.set("sd_vae", "Default")
+    assert host.report.status().name == "None"
+
+
+def test_there_is_a_tab_and_files_go_where_the_program_looks(webui, host, close_event_loops):
+    from sd_vae_kit.webui.running import catalogue_service
+
+    (page,) = [page for callback in webui.registered["ui_tabs"] for page in callback()]
+    assert page[1:] == ("VAE Kit", "vae_kit")
+    assert catalogue_service().files is not None
+    kinds = {known.kind: host.files.folders.folder_for(known) for known in host.files.guard.finder.catalogue.entries}
+    assert (kinds["kl"], kinds["tiny"]) == (webui.folder / "VAE", webui.folder / "TAESD")
+    assert host.files.folders.data == webui.folder / "vae-kit"
 
 
 def test_the_api_answers_a_refused_choice_with_an_error(webui, host):

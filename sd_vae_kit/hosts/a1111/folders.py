@@ -8,16 +8,11 @@ from pathlib import Path
 
 from modules import paths, sd_models, sd_vae, shared
 
-from sd_vae_kit.errors import VaeKitError
+from sd_vae_kit.hosts.kept_files import open_kept_files
 from sd_vae_kit.hosts.parts import HostFiles, HostFolders
-from sd_vae_kit.vaes import history
-from sd_vae_kit.vaes.catalogue import KnownVae, catalogue, with_own_entries
-from sd_vae_kit.vaes.family_finder import FamilyFinder
-from sd_vae_kit.vaes.guard import FamilyGuard
-from sd_vae_kit.vaes.history import History
+from sd_vae_kit.vaes.catalogue import KnownVae
 from sd_vae_kit.vaes.library import Library
 from sd_vae_kit.vaes.model_folders import Folder, FolderKind
-from sd_vae_kit.vaes.rules import FILE_NAME, RulesFile
 
 
 def folders() -> list[Folder]:
@@ -67,17 +62,6 @@ def open_tiny_library() -> Library:
 
 
 def open_files(library: Library) -> HostFiles:
-    """What this extension keeps; a catalogue of the user's own that cannot be read is left out."""
-    data, known, problem = data_folder(), catalogue(), ""
-    try:
-        known = with_own_entries(data / "catalogue.json")
-    except VaeKitError as error:
-        problem = str(error)
+    """What this extension keeps."""
     checkpoints = tuple(folder.path for folder in folders() if folder.kind == "checkpoint")
-    return HostFiles(
-        folders=HostFolders(data, checkpoints, folder_for),
-        catalogue_problem=problem,
-        guard=FamilyGuard(FamilyFinder(library, data / "families.json", known)),
-        rules=RulesFile(data / FILE_NAME),
-        history=History(data / history.FILE_NAME),
-    )
+    return open_kept_files(library, HostFolders(data_folder(), checkpoints, folder_for))

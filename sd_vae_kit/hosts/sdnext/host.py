@@ -8,11 +8,11 @@ folders, quantised or streamed weights) is left to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from modules import devices, paths, shared
+from modules import devices
 
 from sd_vae_kit.core.run.precision_fixes_file import PrecisionFixesFile
+from sd_vae_kit.core.run.precision_policy import FILE_NAME as PRECISION_FILE
 from sd_vae_kit.hosts.api import HostApi
 from sd_vae_kit.hosts.call_environment import PlainEnvironment
 from sd_vae_kit.hosts.choice import PassChoice, RuleDecider, VaeNames
@@ -23,6 +23,7 @@ from sd_vae_kit.hosts.messages import DeferredErrors, HostMessages, Outlet
 from sd_vae_kit.hosts.models import ModelRegistry
 from sd_vae_kit.hosts.parts import InstalledPart, live_vae
 from sd_vae_kit.hosts.protocol import PlainPage, WebuiHost
+from sd_vae_kit.hosts.sdnext.folders import data_folder, open_files, open_library
 from sd_vae_kit.hosts.sdnext.loading import SdNextLoader
 from sd_vae_kit.hosts.sdnext.names import SDNEXT_NAMES
 from sd_vae_kit.hosts.sdnext.option_calls import SetOption
@@ -30,9 +31,6 @@ from sd_vae_kit.hosts.sdnext.parts import SdNextDecider, SdNextInfotext, SdNextM
 from sd_vae_kit.hosts.sdnext.surroundings import ControlTab, TiledByHost
 from sd_vae_kit.hosts.status import StatusReport
 from sd_vae_kit.hosts.wiring import JobHook, QueuedComputing, call_parts, open_base
-from sd_vae_kit.vaes.family_finder import FamilyFinder
-from sd_vae_kit.vaes.library import Library
-from sd_vae_kit.vaes.model_folders import Folder
 
 VAE_CALLS = ("decode", "encode")
 
@@ -77,23 +75,18 @@ class SdNextInstaller:
         self._loader.model_loaded()
 
 
-def open_library() -> Library:
-    """SD.Next's VAE files."""
-    folders = [Folder(Path(shared.opts.vae_dir), "vae"), Folder(Path(shared.opts.ckpt_dir), "checkpoint")]
-    named = getattr(shared.cmd_opts, "vae_kit_dir", None)
-    return Library(folders, Path(named or Path(paths.data_path) / "vae-kit") / "library.json")
-
-
 def create(outlet: Outlet) -> WebuiHost:
     """The host of this process."""
     base = open_base("SD.Next", HostMessages(outlet), SDNEXT_NAMES, open_library(), SdNextOptions())
     deferred, loaded, chosen = DeferredErrors(base.messages), SdNextModels(), PassChoice()
-    registry = ModelRegistry(base, loaded, None)
-    calls = call_parts(base, registry, PlainEnvironment(base.options), PrecisionFixesFile(None))
-    report, finder = StatusReport(base, registry), FamilyFinder(base.library, None)
-    decider = SdNextDecider(base, RuleDecider(base, loaded, None, chosen), chosen)
+    files = open_files(base.library)
+    registry = ModelRegistry(base, loaded, files)
+    fixes = PrecisionFixesFile(data_folder() / PRECISION_FILE)
+    calls = call_parts(base, registry, PlainEnvironment(base.options), fixes)
+    report = StatusReport(base, registry)
+    decider = SdNextDecider(base, RuleDecider(base, loaded, files.rules, chosen), chosen)
     loader = SdNextLoader(base, registry, decider, deferred)
-    jobs = HostJobs(chosen, None, loader, calls.settings, base.messages)
+    jobs = HostJobs(chosen, files.rules, loader, calls.settings, base.messages)
     parts = (SetOption(base, deferred), JobHook(base, jobs, calls.context, reports_failure=True), ControlTab(base))
     guarded = GuardedCalls(base.patches, base.gate, TiledByHost(base.messages))
     return WebuiHost(
@@ -105,9 +98,10 @@ def create(outlet: Outlet) -> WebuiHost:
         interceptor=calls.interceptor,
         forecasts=calls.forecasts,
         report=report,
-        api=HostApi(base, report, calls, finder, QueuedComputing(lambda: devices.device)),
+        api=HostApi(base, report, calls, files.guard.finder, QueuedComputing(lambda: devices.device)),
         infotext=SdNextInfotext(registry, report),
         installer=SdNextInstaller(registry, guarded, calls.interceptor, loader, parts),
         page=PlainPage(("sd_vae",), sees_passes=False),  # its scripts have no hook before sampling
         refresh=loader.refresh,
+        files=files,
     )

@@ -27,6 +27,7 @@ WHY = {
     "automatic": "{} has the checkpoint's name.",
     "settings": "{} was chosen in the VAE dropdown.",
 }
+ASKED_FOR = ("forced", "settings")  # sources of a VAE that the user named
 TOLERANCE = 1e-4  # of scale and shift factors
 
 
@@ -76,6 +77,7 @@ class SdNextModels:
         return module
 
     def checkpoint_of(self, model: Any, file: str | None = None) -> Checkpoint | None:
+        model = self.current if model is None else model  # only one is ever loaded
         info, module = getattr(model, "sd_checkpoint_info", None), self.first_stage_of(model)
         if info is None or module is None:
             return None
@@ -84,7 +86,7 @@ class SdNextModels:
 
 
 class SdNextDecider:
-    """Chooses as SD.Next's `resolve_vae` does, except for a job's own VAE.
+    """Chooses as SD.Next's `resolve_vae` does; a job's own VAE goes before that, the user's rules before a namesake.
 
     Args:
         base: What the host's parts share.
@@ -104,10 +106,15 @@ class SdNextDecider:
         path, source = sd_vae.resolve_vae(checkpoint_file)
         if path is None and (unknown := self._unknown_name()):
             path, source = str(self._library.get(unknown).path), "settings"
+        if source not in ASKED_FOR and shared.opts.sd_vae == AUTOMATIC:
+            ruled = self._rules.decide(checkpoint_file)
+            if ruled.rule == "rule":
+                return ruled
         if path is None:
             return Decision(None, "own", Sentence.of("No VAE is chosen, so the checkpoint's own is used."))
         entry = self._entry_at(path)
-        return Decision(entry, str(source), Sentence.of(WHY.get(str(source), "{} was chosen."), entry.name))
+        reason = Sentence.of(WHY.get(str(source), "{} was chosen."), entry.name)
+        return Decision(entry, "setting" if source == "settings" else str(source), reason)
 
     def _unknown_name(self) -> str:
         """What the option names that the web UI has no file for; empty if it names none."""
