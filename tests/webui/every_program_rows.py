@@ -404,8 +404,9 @@ class EveryProgramRows:
         """The pictures of an X/Y/Z plot along one axis."""
         info = webui.call("/sdapi/v1/script-info").body
         script = next(i for i in info if i["name"] == "x/y/z plot" and not i["is_img2img"])
-        nothing, options = [0, "", []], [argument["value"] for argument in script["args"][9:]]
-        options[1] = True  # lone pictures, too
+        lone = "Include Sub Images"  # besides the grid
+        nothing = [0, "", []]
+        options = [argument["label"] == lone or argument["value"] for argument in script["args"][9:]]
         args = [script["args"][0]["choices"].index(label), ",".join(values), values, *nothing, *nothing, *options]
         answer = webui.try_txt2img(script_name="x/y/z plot", script_args=args)
         assert answer.status == 200, answer.body
