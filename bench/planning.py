@@ -1,6 +1,6 @@
 """What it costs to choose a plan: `python -m bench.planning`.
 
-A full-size decoder (no weights are needed) and budgets that only `stream-lean` fits into.  The plan of the first picture
+A full-size decoder (no weights are needed) and budgets that only `stream-lean` fits into.  The first picture's plan
 of a size is searched for; the next ones find that search again.  Processor time, so that shared cores do not matter.
 """
 

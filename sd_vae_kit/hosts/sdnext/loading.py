@@ -120,6 +120,8 @@ class SdNextLoader:
 
     def _is_for_us(self, model: Any) -> bool:
         """Whether the choice is a file, or none, for a VAE that we know; a folder of diffusers is the web UI's."""
+        if not self._base.options.features.has("loading"):
+            return False
         path, _ = sd_vae.resolve_vae(model.sd_checkpoint_info.filename)
         known = self._base.options.repairs.loading and self._registry.swapper(model) is not None
         return known and (path is None or Path(path).is_file())
