@@ -37,7 +37,7 @@ def server(content):
 
 
 def slowly(exchange):
-    """Right and complete, but the first try takes minutes for its second half: no slow machine is too late to cancel."""
+    """Right and complete, but the first try takes minutes for its second half: no machine is too slow to cancel."""
     content, start = exchange.content, exchange.request.range
     span = f"bytes {start}-{len(content) - 1}/{len(content)}"
     exchange.headers(206 if start else 200, Content_Length=len(content) - start, Content_Range=span if start else None)
