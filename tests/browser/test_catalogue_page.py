@@ -36,18 +36,23 @@ def server(content):
         yield server
 
 
-def slowly(exchange):
-    """Right and complete, but the first try takes minutes for its second half: no machine is too slow to cancel."""
+def slowly(exchange, tail=65_536):
+    """Right and complete, but taking long enough to watch; `tail` bytes at once of the second half."""
     content, start = exchange.content, exchange.request.range
     span = f"bytes {start}-{len(content) - 1}/{len(content)}"
     exchange.headers(206 if start else 200, Content_Length=len(content) - start, Content_Range=span if start else None)
     position = start
     while position < len(content):
-        size = 65_536 if start or position < len(content) // 2 else 1024
+        size = 65_536 if position < len(content) // 2 else tail
         exchange.send(content[position : position + size])
         position += size
         if exchange.wait(0.1):
             return
+
+
+def lasting(exchange):
+    """Taking minutes for its second half, so that a slow machine can cancel it."""
+    slowly(exchange, tail=1024)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def data(tmp_path_factory, server, content):
     entry |= {
         "name": NAME,
         "file": FILE,
-        "url": server.address("warm", slowly),
+        "url": server.address("warm", lasting, slowly),
         "mirrors": [],
         "sha256": hashlib.sha256(content).hexdigest(),
         "size": len(content),
